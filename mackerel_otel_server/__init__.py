@@ -1,0 +1,78 @@
+"""OpenTelemetry traces from Gunicorn and uWSGI workers to Mackerel.
+
+This module is the Python door. Gunicorn's is ``mackerel_otel_server.conf``, uWSGI's is ``mackerel_otel_server.uwsgi``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["__version__", "instrument", "shutdown", "trace_wsgi"]
+
+__version__ = "0.1.0"
+
+
+def instrument(
+    *,
+    service_name: str | None = None,
+    service_version: str | None = None,
+    environment: str | None = None,
+    resource_attributes: Mapping[str, str | bool | int | float] | None = None,
+) -> None:
+    """Trace this process, and every worker that it forks.
+
+    For ``wsgi.py``, ``manage.py`` or a script; call it before the application is imported. May be called twice and
+    beside the server's hooks: a process has one pipeline. Never raises; what is wrong with the settings is logged,
+    and the application serves without tracing.
+
+    The arguments win over the environment.
+
+    Args:
+        service_name: ``service.name``, else ``OTEL_SERVICE_NAME``.
+        service_version: ``service.version``.
+        environment: ``deployment.environment.name``, such as ``production``.
+        resource_attributes: Further attributes of the resource.
+            https://opentelemetry.io/docs/specs/semconv/resource/
+    """
+    from mackerel_otel_server import hosts
+    from mackerel_otel_server.settings import Arguments
+
+    hosts.instrument(
+        Arguments(
+            service_name=service_name,
+            service_version=service_version,
+            environment=environment,
+            resource_attributes=resource_attributes or {},
+        )
+    )
+
+
+def shutdown(timeout: float | None = None) -> bool:
+    """Send what is queued and end tracing in this process; the servers' hooks and Python's exit do it by themselves.
+
+    Args:
+        timeout: Seconds that this may take; None for ``MACKEREL_OTEL_SHUTDOWN_TIMEOUT``.
+
+    Returns:
+        Whether every finished span was delivered.
+    """
+    from mackerel_otel_server import worker
+
+    return worker.stop(timeout)
+
+
+def trace_wsgi(application: Any) -> Any:
+    """Make every request to a WSGI callable a server span, if this process traces.
+
+    Args:
+        application: The WSGI callable: ``application = trace_wsgi(application)``.
+
+    Returns:
+        A framework's application object itself, or a proxy with a plain callable's own attributes.
+    """
+    from mackerel_otel_server.tracing import wsgi
+
+    return wsgi.trace_wsgi(application)

@@ -1,0 +1,160 @@
+"""What each Gunicorn hook does. The hooks never raise.
+
+``install(globals())`` at the end of a Gunicorn configuration file adds them to those that the file defines.
+https://docs.gunicorn.org/en/stable/settings.html#server-hooks
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mackerel_otel_server import log as log_module
+from mackerel_otel_server import worker as tracing_worker
+from mackerel_otel_server.log import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_INSTALLED: Final = "_mackerel_otel_server_hook"
+
+
+def install(namespace: dict[str, Any]) -> None:
+    """Add this package's hooks to a Gunicorn configuration file, after those that it defines itself.
+
+    Args:
+        namespace: The file's ``globals()``. Call at the end of the file: what it defines later replaces the hooks.
+    """
+    for name, ours in _HOOKS.items():
+        theirs = namespace.get(name)
+        if theirs is None:
+            namespace[name] = ours
+        elif not hasattr(theirs, _INSTALLED):
+            namespace[name] = _after(name, theirs, ours)
+    tracing_worker.register()
+
+
+def on_starting(server: Any) -> None:
+    """Arbiter, once: log what is wrong with the settings before any worker starts."""
+    try:
+        _log_to(server.log)
+        tracing_worker.register(application=_application(server))
+        tracing_worker.check()
+        _say_if_ignored(server.cfg)
+    except Exception:
+        log.exception("the settings could not be checked")
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Worker, before it loads the application: start tracing.
+
+    Not under gevent, which patches the standard library after this hook: a connection made of unpatched parts
+    delivers nothing.
+    """
+    try:
+        _log_to(worker.log)
+        if not _is_gevent(worker):
+            tracing_worker.register(application=_application(server))
+            tracing_worker.start()
+    except Exception:
+        log.exception("tracing cannot start, the application serves without it")
+
+
+def post_worker_init(worker: Any) -> None:
+    """Worker, the application is loaded and patches are made: trace the WSGI callable."""
+    try:
+        if tracing_worker.start():
+            _trace_application(worker)
+    except Exception:
+        log.exception("the application is not traced")
+
+
+def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001 - Gunicorn counts the parameters
+    """Worker, at its end: send what is queued."""
+    try:
+        # Gunicorn calls this in the arbiter, too, when it signals a worker that is gone; and in a process that the
+        # application forked, when that one leaves by sys.exit.
+        if worker.pid == os.getpid():
+            tracing_worker.stop()
+    except Exception:
+        log.exception("spans may be lost")
+
+
+_HOOKS: Final[dict[str, Callable[..., None]]] = {
+    hook.__name__: hook for hook in (on_starting, post_fork, post_worker_init, worker_exit)
+}
+for _hook in _HOOKS.values():
+    setattr(_hook, _INSTALLED, True)
+
+
+def _after(name: str, theirs: Any, ours: Callable[..., None]) -> Callable[..., Any]:
+    """Run the user's hook unchanged, then ours, also when theirs raises."""
+    if isinstance(theirs, str):
+        # Gunicorn takes a dotted path for a hook, too, and resolves it as this does.
+        from gunicorn.config import validate_callable
+
+        theirs = validate_callable(-1)(theirs)
+
+    @functools.wraps(ours)  # Gunicorn reads the number of parameters from the signature
+    def hook(*args: Any) -> Any:
+        try:
+            return theirs(*args)
+        finally:
+            ours(*args)
+
+    hook.__doc__ = f"Run {name} of the configuration file, then that of mackerel_otel_server."
+    return hook
+
+
+def _log_to(gunicorn_log: Any) -> None:
+    # A logger class of the user's own need not have it.
+    error_log = getattr(gunicorn_log, "error_log", None)
+    if error_log is not None:
+        log_module.to_gunicorn(error_log)
+    else:
+        log_module.to_host(lambda record: gunicorn_log.log(record.levelno, record.getMessage()))
+
+
+def _application(server: Any) -> str | None:
+    uri = getattr(server.app, "app_uri", None)
+    return uri if isinstance(uri, str) else None
+
+
+def _is_gevent(worker: Any) -> bool:
+    return any(cls.__module__ == "gunicorn.workers.ggevent" for cls in type(worker).__mro__)
+
+
+def _trace_application(worker: Any) -> None:
+    from mackerel_otel_server.tracing.wsgi import wrap_callable
+
+    if _is_wsgi(worker):
+        worker.wsgi = wrap_callable(worker.wsgi)
+    else:
+        log.warning(
+            "%s does not serve a WSGI application: requests make no server spans; spans of the application's own code "
+            "are sent",
+            type(worker).__name__,
+        )
+
+
+def _is_wsgi(worker: Any) -> bool:
+    """Tell whether ``worker.wsgi`` is a WSGI callable: the ASGI workers and Tornado put other things there."""
+    modules = {cls.__module__.partition(".")[0] for cls in type(worker).__mro__}
+    if modules & {"uvicorn", "uvicorn_worker"} or hasattr(worker, "asgi"):
+        return False
+    return not any(cls.__module__ == "tornado.web" for cls in type(worker.wsgi).__mro__)
+
+
+def _say_if_ignored(cfg: Any) -> None:
+    """Say that ``-c`` makes Gunicorn ignore ``./gunicorn.conf.py``, once, with the lines that join the two."""
+    given = str(cfg.settings["config"].get() or "")
+    default = Path.cwd() / "gunicorn.conf.py"
+    if "mackerel_otel_server" in given and default.is_file():
+        log.warning(
+            "%s is ignored, because Gunicorn reads one configuration only and was given -c %s: leave -c out, and end "
+            "that file with these two lines:\nfrom mackerel_otel_server.gunicorn import install\ninstall(globals())",
+            default,
+            given,
+        )

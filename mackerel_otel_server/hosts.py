@@ -1,0 +1,115 @@
+"""What ``instrument()`` does, by the server that runs this process: the Python door, called by no server's hook."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mackerel_otel_server import log, settings, worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from mackerel_otel_server.settings import Arguments
+
+
+class Role(Enum):
+    """What a process is for."""
+
+    UWSGI = "a uWSGI process, which mackerel_otel_server.uwsgi knows"
+    GUNICORN_ARBITER = "forks workers and serves nothing itself"
+    GUNICORN_WORKER = "serves requests"
+    RUNSERVER_PARENT = "starts the process that serves, again and again"
+    RUNSERVER = "Django's development server"
+    OTHER = "a script, a Celery worker, another server"
+
+
+@dataclass(frozen=True)
+class Host:
+    """The server around this process."""
+
+    role: Role
+    application: str | None = None
+    """What the server was told to serve, as it was typed."""
+
+
+def instrument(arguments: Arguments) -> None:
+    """Register, and start where nothing will be forked any more. Never raises."""
+    try:
+        host = current()
+        worker.register(arguments=arguments, application=host.application)
+        _start(host.role)
+    except Exception:
+        log.log.exception("tracing cannot start, the application serves without it")
+
+
+def _start(role: Role) -> None:
+    if role is Role.UWSGI:
+        # Imported for what it does: the hooks after fork and at exit.
+        import mackerel_otel_server.uwsgi  # noqa: F401
+    elif role in (Role.GUNICORN_ARBITER, Role.GUNICORN_WORKER):
+        log.to_gunicorn(logging.getLogger("gunicorn.error"))
+        if role is Role.GUNICORN_ARBITER:
+            worker.check()
+        else:
+            worker.start()
+    elif role is Role.RUNSERVER:
+        log.to_stderr()
+        worker.start()
+    elif role is Role.OTHER:
+        # It may be a Celery worker that is about to fork, or a command that ends at once.
+        worker.start(with_first_span=True)
+
+
+def current() -> Host:
+    """Find out which server runs this process."""
+    if hasattr(sys.modules.get("uwsgi") or _import_uwsgi(), "worker_id"):
+        return Host(Role.UWSGI)
+    if "gunicorn.arbiter" in sys.modules and (host := _gunicorn()):
+        return host
+    if Path(sys.argv[0]).name in ("manage.py", "django-admin") and sys.argv[1:2] == ["runserver"]:
+        waits = "--noreload" not in sys.argv and not settings.is_runserver_child()
+        return Host(Role.RUNSERVER_PARENT if waits else Role.RUNSERVER)
+    return Host(Role.OTHER)
+
+
+def _import_uwsgi() -> object:
+    # Only the server has this module, and only as a built-in one: nothing is searched on the path.
+    if "uwsgi" in sys.builtin_module_names:
+        import uwsgi
+
+        return uwsgi
+    return None
+
+
+def _gunicorn() -> Host | None:
+    """Look for Gunicorn's arbiter among the main thread's frames.
+
+    Gunicorn offers no other way to code that none of its hooks called. A worker never leaves ``Arbiter.spawn_worker``
+    (gunicorn/arbiter.py), so its frame tells the two apart. Should the names change, the role is OTHER: tracing starts
+    with the first span, and the service name is taken from elsewhere.
+    """
+    in_worker = False
+    for frame in _main_thread_frames():
+        if frame.f_globals.get("__name__") != "gunicorn.arbiter":
+            continue
+        in_worker = in_worker or frame.f_code.co_name == "spawn_worker"
+        if frame.f_code.co_name in ("run", "__init__"):
+            app = getattr(frame.f_locals.get("self"), "app", None) or frame.f_locals.get("app")
+            uri = getattr(app, "app_uri", None)
+            role = Role.GUNICORN_WORKER if in_worker else Role.GUNICORN_ARBITER
+            return Host(role, uri if isinstance(uri, str) else None)
+    return None
+
+
+def _main_thread_frames() -> Iterator[FrameType]:
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - documented in `sys`
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

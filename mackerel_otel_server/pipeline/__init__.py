@@ -1,0 +1,55 @@
+"""A finished span becomes bytes at Mackerel. Imported after the fork only: it brings HTTP and TLS along."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry.sdk.trace import TracerProvider, sampling
+
+from mackerel_otel_server.pipeline.processor import ForkAwareSpanProcessor, Pipeline
+from mackerel_otel_server.pipeline.resource import make_resource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mackerel_otel_server.settings import Settings
+
+__all__ = ["ForkAwareSpanProcessor", "make_tracer_provider"]
+
+_SAMPLERS: Final[dict[str, Callable[[float], sampling.Sampler]]] = {
+    "always_on": lambda _ratio: sampling.ALWAYS_ON,
+    "always_off": lambda _ratio: sampling.ALWAYS_OFF,
+    "traceidratio": sampling.TraceIdRatioBased,
+    "parentbased_always_on": lambda _ratio: sampling.ParentBased(sampling.ALWAYS_ON),
+    "parentbased_always_off": lambda _ratio: sampling.ParentBased(sampling.ALWAYS_OFF),
+    "parentbased_traceidratio": lambda ratio: sampling.ParentBased(sampling.TraceIdRatioBased(ratio)),
+}
+
+
+def make_tracer_provider(
+    settings: Settings, started: Callable[[Pipeline], None]
+) -> tuple[TracerProvider, ForkAwareSpanProcessor]:
+    """Build the provider and the processor at its end; threads and connections come with the first span.
+
+    Args:
+        settings: What to send, and where.
+        started: Called with each process's pipeline once it exists.
+    """
+    resource = make_resource(settings)
+
+    def make_pipeline() -> Pipeline:
+        of_this_process = resource.attributes["process.pid"] == os.getpid()
+        pipeline = Pipeline.of(settings, resource if of_this_process else make_resource(settings))
+        started(pipeline)
+        return pipeline
+
+    processor = ForkAwareSpanProcessor(make_pipeline)
+    provider = TracerProvider(
+        resource=resource,
+        sampler=_SAMPLERS[settings.sampler](settings.sampler_ratio),
+        # Our own exit handler keeps the deadline; the SDK's would wait up to 30 s.
+        shutdown_on_exit=False,
+    )
+    provider.add_span_processor(processor)
+    return provider, processor

@@ -1,0 +1,41 @@
+"""Who is speaking: the resource that every span of one process carries."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+import uuid
+from typing import TYPE_CHECKING
+
+from opentelemetry.sdk.resources import Resource
+
+from mackerel_otel_server import __version__
+
+if TYPE_CHECKING:
+    from mackerel_otel_server.settings import Settings
+
+
+def make_resource(settings: Settings) -> Resource:
+    """Describe this process, as the semantic conventions for resources name things.
+
+    ``service.instance.id`` is fresh at each call, so call once per process.
+    https://opentelemetry.io/docs/specs/semconv/resource/
+    """
+    detected = Resource.create().attributes
+    return Resource(
+        {
+            # A command line can hold a password; nobody needs it to tell two workers apart.
+            **{key: value for key, value in detected.items() if not key.startswith("process.command")},
+            "host.name": socket.gethostname(),
+            "process.pid": os.getpid(),
+            "process.runtime.name": sys.implementation.name,
+            "process.runtime.version": platform.python_version(),
+            "process.runtime.description": sys.version.replace("\n", " "),
+            "telemetry.distro.name": "mackerel-otel-server",
+            "telemetry.distro.version": __version__,
+            "service.instance.id": str(uuid.uuid4()),
+            **settings.resource_attributes,
+        }
+    )

@@ -1,0 +1,477 @@
+"""The environment becomes one frozen Settings, or an error that lists every problem at once.
+
+Nobody else in this package reads ``os.environ``. The variables are those of the OpenTelemetry specification
+(https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/) wherever it has one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import SplitResult, unquote, urlsplit
+
+MACKEREL_ENDPOINT: Final = "https://otlp-vaxila.mackerelio.com/v1/traces"
+API_KEY_HEADER: Final = "Mackerel-Api-Key"
+
+SAMPLERS: Final = (
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+)
+_EXPORTERS: Final = ("otlp", "console", "none")
+_COMPRESSIONS: Final = ("gzip", "deflate", "none")
+_LIMITS: Final = (
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_EVENT_COUNT_LIMIT",
+    "OTEL_SPAN_LINK_COUNT_LIMIT",
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+)
+
+
+class SettingsError(Exception):
+    """The settings cannot be used.
+
+    Attributes:
+        problems: One sentence per problem, in a fixed order: what was seen, what was expected, what to type.
+    """
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What the application's own code gave to ``instrument()``; it wins over the environment."""
+
+    service_name: str | None = None
+    service_version: str | None = None
+    environment: str | None = None
+    resource_attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_resource_attributes(self) -> dict[str, Any]:
+        """Return the given arguments under the names of the OpenTelemetry resource attributes."""
+        named = {
+            "service.name": self.service_name,
+            "service.version": self.service_version,
+            "deployment.environment.name": self.environment,
+        }
+        return {**self.resource_attributes, **{name: value for name, value in named.items() if value is not None}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that the pipeline needs to know. Secrets never reach the repr."""
+
+    service_name: str
+    resource_attributes: Mapping[str, Any]
+    exporters: tuple[str, ...]
+    endpoint: str
+    api_key: str | None = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    timeout: float
+    """Seconds that one request to the endpoint may take."""
+    compression: str
+    certificate: str | None
+    client_key: str | None
+    client_certificate: str | None
+    sampler: str
+    sampler_ratio: float
+    schedule_delay: int
+    """Milliseconds."""
+    max_queue_size: int
+    max_export_batch_size: int
+    shutdown_timeout: float
+    """Seconds that a leaving worker may spend on sending."""
+    warnings: tuple[str, ...]
+
+
+def set_semconv_default() -> None:
+    """Select the stable semantic conventions for the instrumentations of OpenTelemetry, unless the user chose.
+
+    They read ``OTEL_SEMCONV_STABILITY_OPT_IN`` once, so this runs before any of them is imported.
+    """
+    if not os.environ.get("OTEL_SEMCONV_STABILITY_OPT_IN"):
+        os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = "http,database"
+
+
+def is_disabled() -> bool:
+    """Tell whether ``OTEL_SDK_DISABLED`` switches tracing off; a value that is no boolean is an error of read()."""
+    return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
+def disabled_instrumentations() -> frozenset[str]:
+    """Return the entry-point names in ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS``; ``*`` stands for all."""
+    value = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "")
+    return frozenset(name.strip() for name in value.split(",") if name.strip())
+
+
+def is_runserver_child() -> bool:
+    """Tell whether this is the process that Django's reloader started to serve.
+
+    Django's utils/autoreload.py marks it with ``RUN_MAIN=true``.
+    """
+    return os.environ.get("RUN_MAIN") == "true"
+
+
+def from_process(arguments: Arguments, application: str | None) -> Settings:
+    """Read the settings from this process's environment; see read()."""
+    return read(os.environ, arguments, application, script=sys.argv[0] if sys.argv else "")
+
+
+def read(
+    environ: Mapping[str, str],
+    arguments: Arguments | None = None,
+    application: str | None = None,
+    *,
+    script: str = "",
+) -> Settings:
+    """Understand the environment.
+
+    Args:
+        environ: The variables, usually ``os.environ``.
+        arguments: What the application gave to ``instrument()``.
+        application: What the server was told to serve (``mysite.wsgi:application``), for the service name.
+        script: ``sys.argv[0]``, the last resort for the service name.
+
+    Raises:
+        SettingsError: With all problems at once.
+    """
+    source = _Reader(environ)
+    source.boolean("OTEL_SDK_DISABLED")
+    resource_attributes = _resource_attributes(source, arguments or Arguments())
+    service_name = _service_name(source, resource_attributes, application, script)
+    exporters = _exporters(source)
+    protocol_name, protocol = source.first("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    if "otlp" in exporters and protocol not in ("", "http/protobuf"):
+        source.problem(
+            f"{protocol_name}={protocol!r} is not supported: Mackerel takes http/protobuf only; "
+            f"unset it or type {protocol_name}=http/protobuf"
+        )
+    endpoint, api_key, headers = _destination(source, wanted="otlp" in exporters)
+    sampler, sampler_ratio = _sampler(source)
+    _check_propagators(source)
+    for limit in _LIMITS:
+        source.integer(limit, 0, minimum=0)
+    max_queue_size = source.integer("OTEL_BSP_MAX_QUEUE_SIZE", 2048, minimum=1)
+    settings = Settings(
+        service_name=service_name,
+        resource_attributes=resource_attributes,
+        exporters=exporters,
+        endpoint=endpoint,
+        api_key=api_key,
+        headers=headers,
+        timeout=_timeout(source),
+        compression=source.choice(
+            ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"), _COMPRESSIONS, "gzip"
+        ),
+        certificate=source.file("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"),
+        client_key=source.file("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "OTEL_EXPORTER_OTLP_CLIENT_KEY"),
+        client_certificate=source.file(
+            "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"
+        ),
+        sampler=sampler,
+        sampler_ratio=sampler_ratio,
+        schedule_delay=source.integer("OTEL_BSP_SCHEDULE_DELAY", 5000, minimum=1),
+        max_queue_size=max_queue_size,
+        # The specification's default is 512; a smaller queue alone must not be an error.
+        max_export_batch_size=source.integer("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", min(512, max_queue_size), minimum=1),
+        shutdown_timeout=source.number("MACKEREL_OTEL_SHUTDOWN_TIMEOUT", 5.0, minimum=0.0),
+        warnings=tuple(source.warnings),
+    )
+    if settings.max_export_batch_size > max_queue_size:
+        source.problem(
+            f"OTEL_BSP_MAX_EXPORT_BATCH_SIZE={settings.max_export_batch_size} is larger than "
+            f"OTEL_BSP_MAX_QUEUE_SIZE={max_queue_size}: lower the first or raise the second"
+        )
+    if source.problems:
+        raise SettingsError(tuple(source.problems))
+    return settings
+
+
+class _Reader:
+    """Variables of one environment; collects what is wrong with them instead of stopping at the first."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+
+    def problem(self, sentence: str) -> None:
+        self.problems.append(sentence)
+
+    def get(self, name: str) -> str:
+        """Return a variable's value without surrounding white space; empty equals unset."""
+        return self._environ.get(name, "").strip()
+
+    def raw(self, name: str) -> str:
+        return self._environ.get(name, "")
+
+    def first(self, *names: str) -> tuple[str, str]:
+        """Return name and value of the first variable that is set, or the last name and an empty value."""
+        for name in names:
+            if value := self.get(name):
+                return name, value
+        return names[-1], ""
+
+    def boolean(self, name: str) -> None:
+        value = self.get(name)
+        if value.lower() not in ("", "true", "false"):
+            self.problem(f"{name}={value!r} is neither true nor false; type one of them, or unset it")
+
+    def integer(self, name: str, default: int, *, minimum: int) -> int:
+        return int(self._number(name, default, int, minimum, f"a whole number of at least {minimum}"))
+
+    def number(self, name: str, default: float, *, minimum: float) -> float:
+        return float(self._number(name, default, float, minimum, f"a number of at least {minimum:g}"))
+
+    def _number(
+        self, name: str, default: float, convert: Callable[[str], float], minimum: float, expected: str
+    ) -> float:
+        value = self.get(name)
+        if not value:
+            return default
+        try:
+            number = convert(value)
+        except ValueError:
+            number = math.nan
+        if not minimum <= number < math.inf:
+            self.problem(f"{name}={value!r} is not {expected}; correct it, or unset it for {default:g}")
+            return default
+        return number
+
+    def choice(self, names: tuple[str, ...], choices: tuple[str, ...], default: str) -> str:
+        name, value = self.first(*names)
+        if value and value.lower() not in choices:
+            self.problem(f"{name}={value!r} is not known; type one of {', '.join(choices)}")
+        return value.lower() or default
+
+    def file(self, *names: str) -> str | None:
+        name, value = self.first(*names)
+        if not value:
+            return None
+        try:
+            with Path(value).open("rb"):
+                return value
+        except OSError as error:
+            self.problem(f"{name}={value!r} cannot be read ({error.strerror}); name a PEM file that this user may read")
+            return None
+
+    def pairs(self, name: str, *, secret: bool = False) -> dict[str, str]:
+        """Read ``key=value,key=value`` with percent-encoded values, as the OpenTelemetry specification has it."""
+        pairs: dict[str, str] = {}
+        for item in filter(None, (part.strip() for part in self.get(name).split(","))):
+            key, equals, value = item.partition("=")
+            if not equals or not key.strip():
+                seen = "an item" if secret else repr(item)
+                self.problem(f"{name}: {seen} is not of the form key=value; separate items with commas")
+                continue
+            pairs[unquote(key.strip())] = unquote(value.strip())
+        return pairs
+
+
+def _resource_attributes(source: _Reader, arguments: Arguments) -> dict[str, Any]:
+    attributes: dict[str, Any] = dict(source.pairs("OTEL_RESOURCE_ATTRIBUTES"))
+    if name := source.get("OTEL_SERVICE_NAME"):
+        attributes["service.name"] = name
+    for key, value in arguments.as_resource_attributes().items():
+        if not isinstance(key, str) or not isinstance(value, str | bool | int | float):
+            source.problem(
+                f"instrument() was given {key!r}={value!r}: a resource attribute needs a name of type str and "
+                "a value of type str, bool, int or float"
+            )
+            continue
+        attributes[key] = value
+    return attributes
+
+
+def _service_name(source: _Reader, attributes: dict[str, Any], application: str | None, script: str) -> str:
+    if name := attributes.get("service.name"):
+        return str(name)
+    guess = (
+        _top_package(application or "") or _top_package(source.get("DJANGO_SETTINGS_MODULE")) or _script_name(script)
+    )
+    attributes["service.name"] = guess
+    source.warnings.append(
+        f"no service name is set: spans are sent as {guess!r}; "
+        "set OTEL_SERVICE_NAME to the name that Mackerel shall show"
+    )
+    return guess
+
+
+def _top_package(application: str) -> str:
+    """Return ``mysite`` for ``mysite.wsgi:application``."""
+    return application.partition(":")[0].strip().partition(".")[0]
+
+
+def _script_name(script: str) -> str:
+    path = Path(script)
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    # "-c" and "-" are no scripts; the name is the one that OpenTelemetry's resource specification requires then.
+    return name if name not in ("", "-", "-c") else "unknown_service:python"
+
+
+def _exporters(source: _Reader) -> tuple[str, ...]:
+    value = source.get("OTEL_TRACES_EXPORTER") or "otlp"
+    names = tuple(dict.fromkeys(part.strip().lower() for part in value.split(",") if part.strip()))
+    if unknown := [name for name in names if name not in _EXPORTERS]:
+        source.problem(
+            f"OTEL_TRACES_EXPORTER={value!r}: {', '.join(unknown)} is not known; type one or more of "
+            f"{', '.join(_EXPORTERS)}"
+        )
+    return tuple(name for name in names if name in _EXPORTERS and name != "none")
+
+
+def _destination(source: _Reader, *, wanted: bool) -> tuple[str, str | None, dict[str, str]]:
+    """Return the traces URL, the API key that may go there (None: none may), and the further headers."""
+    if not wanted:
+        return "", None, {}
+    name, endpoint = source.first(
+        "MACKEREL_OTEL_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
+    )
+    parts = _check_endpoint(source, name, endpoint) if endpoint else urlsplit(MACKEREL_ENDPOINT)
+    if endpoint and parts and name == "OTEL_EXPORTER_OTLP_ENDPOINT":
+        endpoint = endpoint.rstrip("/") + "/v1/traces"
+
+    headers_name = source.first("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")[0]
+    headers = source.pairs(headers_name, secret=True)
+    key_in_headers = next((headers.pop(key) for key in list(headers) if key.lower() == API_KEY_HEADER.lower()), "")
+
+    to_mackerel = not endpoint or name == "MACKEREL_OTEL_ENDPOINT" or bool(parts and _is_mackerel(parts))
+    if not to_mackerel:
+        return endpoint, None, headers
+    api_key = _api_key(source, key_in_headers, headers_name)
+    if parts and parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        source.problem(
+            f"{name}={endpoint!r} would send the API key unencrypted: the key goes over https only (http to this "
+            f"machine excepted); type {name}={endpoint.replace('http://', 'https://', 1)}"
+        )
+    return endpoint or MACKEREL_ENDPOINT, api_key, headers
+
+
+def _check_endpoint(source: _Reader, name: str, endpoint: str) -> SplitResult | None:
+    path = "" if name == "OTEL_EXPORTER_OTLP_ENDPOINT" else "/v1/traces"
+    try:
+        parts = urlsplit(endpoint)
+        parts.port  # noqa: B018 - raises for a port that is no number
+    except ValueError as error:
+        source.problem(f"{name}={endpoint!r} is not a URL ({error}); type {name}=http://localhost:4318{path}")
+        return None
+    if "://" not in endpoint:
+        source.problem(f"{name}={endpoint!r} has no scheme; type {name}=http://{endpoint} or https://{endpoint}")
+        return None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        source.problem(f"{name}={endpoint!r} is not an http or https URL; type {name}=http://localhost:4318{path}")
+        return None
+    if name == "MACKEREL_OTEL_ENDPOINT" and parts.path in ("", "/"):
+        source.problem(f"{name}={endpoint!r} has no path; type the full traces URL: {endpoint.rstrip('/')}/v1/traces")
+    return parts
+
+
+def _is_mackerel(parts: SplitResult) -> bool:
+    host = (parts.hostname or "").rstrip(".")
+    return host == "mackerelio.com" or host.endswith(".mackerelio.com")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _api_key(source: _Reader, key_in_headers: str, headers_name: str) -> str | None:
+    for name in ("MACKEREL_APIKEY", "MACKEREL_API_KEY"):
+        if key := source.raw(name):
+            return _check_key(source, name, key)
+    if file := source.get("MACKEREL_APIKEY_FILE"):
+        try:
+            key = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            source.problem(
+                f"MACKEREL_APIKEY_FILE={file!r} cannot be read ({reason}); name a file that the server's user may read "
+                "and that holds the API key"
+            )
+            return None
+        if not key:
+            source.problem(f"MACKEREL_APIKEY_FILE={file!r} is empty; write the API key into it")
+            return None
+        return _check_key(source, "MACKEREL_APIKEY_FILE", key)
+    if key_in_headers:
+        return _check_key(source, headers_name, key_in_headers)
+    source.problem(
+        "there is no API key and no Collector: set MACKEREL_APIKEY to an API key of your Mackerel organization that "
+        "has write permission, or OTEL_EXPORTER_OTLP_ENDPOINT to the URL of a Collector"
+    )
+    return None
+
+
+def _check_key(source: _Reader, name: str, key: str) -> str | None:
+    """Refuse what cannot be a header's value. The key itself stays out of the message."""
+    if any(character.isspace() for character in key):
+        source.problem(
+            f"{name} holds white space or a line break within its {len(key)} characters: that is not an API key; "
+            "copy it again from Mackerel, without quotes and spaces"
+        )
+        return None
+    if not (key.isascii() and key.isprintable()):
+        source.problem(f"{name} holds characters that no API key has; copy it again from Mackerel")
+        return None
+    return key
+
+
+def _timeout(source: _Reader) -> float:
+    name, _ = source.first("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
+    timeout = source.number(name, 10.0, minimum=0.001)
+    seconds_at_most = 1000
+    if timeout >= seconds_at_most:
+        source.warnings.append(
+            f"{name}={timeout:g} is taken as seconds, as everywhere in OpenTelemetry Python, not as milliseconds; "
+            f"for ten seconds type {name}=10"
+        )
+    return timeout
+
+
+def _sampler(source: _Reader) -> tuple[str, float]:
+    sampler = source.choice(("OTEL_TRACES_SAMPLER",), SAMPLERS, "parentbased_always_on")
+    ratio = 1.0
+    argument = source.get("OTEL_TRACES_SAMPLER_ARG")
+    if argument and sampler.endswith("traceidratio"):
+        try:
+            ratio = float(argument)
+        except ValueError:
+            ratio = math.nan
+        if not 0.0 <= ratio <= 1.0:
+            source.problem(f"OTEL_TRACES_SAMPLER_ARG={argument!r} is not a number from 0 to 1; for a tenth type 0.1")
+    return sampler, ratio
+
+
+def _check_propagators(source: _Reader) -> None:
+    value = source.get("OTEL_PROPAGATORS")
+    if not value:
+        return
+    # Only now: the entry points of all installed packages are read for this.
+    from importlib.metadata import entry_points
+
+    known = {"tracecontext", "baggage", "none"} | {
+        point.name for point in entry_points(group="opentelemetry_propagator")
+    }
+    if unknown := [name for name in (part.strip() for part in value.split(",")) if name not in known]:
+        source.problem(
+            f"OTEL_PROPAGATORS={value!r}: {', '.join(map(repr, unknown))} is not installed; known here: "
+            f"{', '.join(sorted(known))}"
+        )

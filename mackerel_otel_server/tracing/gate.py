@@ -1,0 +1,32 @@
+"""Whether this process traces. ``worker`` answers; the wrappers around the application and the drivers ask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+active = False
+"""True once this process, or the one it was forked from, traces."""
+
+_asked_in_pid = 0
+_start: Callable[[], bool] | None = None
+
+
+def on_first_request(start: Callable[[], bool]) -> None:
+    """Name the function that starts tracing in a process, to be called by its first server span.
+
+    Args:
+        start: Returns whether the process traces now. Never raises.
+    """
+    global _start
+    _start = start
+
+
+def open_for_request() -> bool:
+    """Tell whether a request is to be traced; a process that was forked since the last one starts tracing now."""
+    global active, _asked_in_pid
+    if _asked_in_pid != os.getpid() and _start is not None:
+        active = _start()
+        # Last: another thread's first request must wait for the answer, not take the old one.
+        _asked_in_pid = os.getpid()
+    return active

@@ -1,0 +1,154 @@
+"""The uWSGI door: ``import = mackerel_otel_server.uwsgi`` in the ini file.
+
+uWSGI runs this module in the master, before it loads the application, or under ``lazy-apps`` in each worker, when the
+post-fork hooks have run already. Without a master it runs in the one process that becomes worker 1 and forks the rest.
+https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from mackerel_otel_server import log as log_module
+from mackerel_otel_server import worker
+from mackerel_otel_server.log import log
+
+try:
+    import uwsgi  # the module that the server itself provides to the code it runs
+except ImportError as error:
+    raise ImportError(
+        "mackerel_otel_server.uwsgi works inside a uWSGI server only: put `import = mackerel_otel_server.uwsgi` into "
+        "its ini file; elsewhere call mackerel_otel_server.instrument()"
+    ) from error
+
+_NEVER_RESPAWNED = (0, 2**64 - 1)  # the second one without a master
+
+
+def install() -> None:
+    """Trace in every worker that uWSGI forks, or in this one if it has been forked already."""
+    if _is_no_worker():
+        return
+    log_module.to_host(_write)
+    callable_ = _callable()
+    worker.register(application=callable_ or _folder())
+    forked_already = uwsgi.worker_id() > 0
+    # Under lazy-apps, no process of ours is parent to the workers: one of them speaks for all.
+    speaks_for_all = not forked_already or _is_first()
+    if not speaks_for_all:
+        worker.leave_reports_to_others()
+    if not uwsgi.has_threads:
+        if speaks_for_all:
+            log.error(
+                "tracing is off, the application serves without it: this uWSGI runs no Python threads, which sending "
+                "needs; add this line to its ini file: enable-threads = true"
+            )
+        return
+    if callable_:
+        _trace_on_import(callable_)
+    if forked_already:
+        _after_fork()
+    else:
+        _chain_post_fork()
+        worker.check()
+
+
+def _is_no_worker() -> bool:
+    """Tell whether this is a mule or the spooler: they serve no requests, and the hooks run there, too."""
+    is_spooler = getattr(uwsgi, "i_am_the_spooler", None)
+    return bool(uwsgi.mule_id() or (is_spooler is not None and is_spooler()))
+
+
+def _is_first() -> bool:
+    """Tell whether this is worker 1 for the first time since the server started."""
+    own_id = uwsgi.worker_id()
+    own: dict[str, Any] = next((w for w in uwsgi.workers() if w["id"] == own_id), {})
+    return own_id == 1 and own.get("respawn_count", 0) in _NEVER_RESPAWNED
+
+
+def _write(record: logging.LogRecord) -> None:
+    if record.levelno >= logging.INFO:
+        uwsgi.log(f"[{log_module.NAME}] [{os.getpid()}] {record.levelname.lower()}: {log_module.text(record)}")
+
+
+def _option(*names: str) -> str | None:
+    for name in names:
+        value: Any = uwsgi.opt.get(name)
+        if isinstance(value, list):
+            # Given twice: the last one counts for uWSGI.
+            value = value[-1]
+        if isinstance(value, bytes) and value:
+            return value.decode(errors="replace")
+    return None
+
+
+def _callable() -> str | None:
+    """Return ``package.module:name`` of the ``module`` (alias ``wsgi``) option."""
+    module = _option("module", "wsgi")
+    if module is None:
+        return None
+    name = _option("callable") or "application"
+    return module if ":" in module else f"{module}:{name}"
+
+
+def _folder() -> str | None:
+    """Return the name of the folder that holds the ``wsgi-file``."""
+    file = _option("wsgi-file", "file")
+    return Path(file).absolute().parent.name if file else None
+
+
+def _trace_on_import(callable_: str) -> None:
+    from mackerel_otel_server.tracing.frameworks import register_callable, register_factory
+
+    module, _, name = callable_.partition(":")
+    if name.endswith("()"):
+        register_factory(module, name.removesuffix("()"))
+    else:
+        register_callable(module, name)
+
+
+def _chain_post_fork() -> None:
+    try:
+        # Loaded now, it cannot overwrite the hook when the application loads it later.
+        from uwsgidecorators import postfork
+
+        postfork(_after_fork)
+    except Exception:  # a bare Exception without a master; and Debian packages it apart
+        before = getattr(uwsgi, "post_fork_hook", None)
+
+        def hook() -> None:
+            try:
+                if before is not None:
+                    before()
+            finally:
+                _after_fork()
+
+        uwsgi.post_fork_hook = hook
+
+
+def _after_fork() -> None:
+    """Start tracing in a worker, and flush when it leaves. Never raises."""
+    try:
+        if not _is_no_worker() and worker.start():
+            _chain_atexit()
+    except Exception:
+        log.exception("tracing cannot start, the application serves without it")
+
+
+def _chain_atexit() -> None:
+    before = getattr(uwsgi, "atexit", None)
+
+    def at_exit() -> None:
+        try:
+            if before is not None:
+                before()
+        finally:
+            worker.stop()
+
+    # Python's own atexit, which stop() is registered with as well, does not run under the gevent plugin.
+    uwsgi.atexit = at_exit
+
+
+install()

@@ -1,0 +1,233 @@
+"""One process's tracing: registered before the fork, started once per pid, stopped in time. Never raises.
+
+In the life of a worker: register() and check() in the process that forks (arbiter, master), start() in each worker,
+stop() when it leaves. What does the work is imported in start(), i.e. after the fork.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from mackerel_otel_server import settings as settings_module
+from mackerel_otel_server.log import log
+from mackerel_otel_server.settings import Arguments, Settings, SettingsError
+from mackerel_otel_server.tracing import gate
+
+if TYPE_CHECKING:
+    from mackerel_otel_server.pipeline import ForkAwareSpanProcessor
+    from mackerel_otel_server.pipeline.processor import Pipeline
+
+_arguments = Arguments()
+_application: str | None = None
+_registered = False
+_reported: set[str] = set()
+"""Problems that are in the log; inherited through the fork, so that the workers do not repeat the arbiter."""
+
+_lock = threading.RLock()
+_started_in_pid = 0
+_settings: Settings | None = None
+_processor: ForkAwareSpanProcessor | None = None
+_stopped_in_pid = 0
+
+
+def register(*, arguments: Arguments | None = None, application: str | None = None) -> None:
+    """Prepare a process that may be forked: import hooks, no threads, no connections.
+
+    Args:
+        arguments: What the application gave to ``instrument()``; the first call's count.
+        application: What the server serves (``mysite.wsgi:application``), for the service name.
+    """
+    global _registered, _arguments, _application
+    try:
+        if application and not _application:
+            _application = application
+        if arguments is not None and arguments != _arguments:
+            if _started_in_pid == os.getpid() or _arguments != Arguments():
+                _warn_about_late(arguments)
+            else:
+                _arguments = arguments
+        if _registered or settings_module.is_disabled():
+            return
+        _registered = True
+        settings_module.set_semconv_default()
+        gate.on_first_request(start)
+        # After the variable is set: these may import instrumentations at once.
+        from mackerel_otel_server.tracing import databases, frameworks
+
+        databases.register(settings_module.disabled_instrumentations())
+        frameworks.register()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forget_lock)
+    except Exception:
+        log.exception("tracing cannot be prepared, the application serves without it")
+
+
+def check() -> bool:
+    """Read the settings and log what is wrong with them; for the process that forks, before it does.
+
+    Returns:
+        Whether tracing will start in the workers.
+    """
+    return not settings_module.is_disabled() and _read_settings() is not None
+
+
+def start(*, with_first_span: bool = False) -> bool:
+    """Start tracing in this process, unless it has started.
+
+    Args:
+        with_first_span: Make threads and connections only when the first span begins, for a process that may still
+            be about to fork.
+
+    Returns:
+        Whether this process traces.
+    """
+    global _started_in_pid
+    if _started_in_pid != os.getpid():
+        with _lock:
+            if _started_in_pid != os.getpid():
+                try:
+                    gate.active = _start()
+                except Exception:
+                    gate.active = False
+                    log.exception("tracing cannot start, the application serves without it")
+                _started_in_pid = os.getpid()
+    if gate.active and _processor is not None and not with_first_span:
+        try:
+            _processor.pipeline()
+        except Exception:
+            gate.active = False
+            log.exception("tracing cannot start, the application serves without it")
+    return gate.active
+
+
+def stop(timeout: float | None = None) -> bool:
+    """Send what is queued and log what this process sent. Safe to call twice, and in a process that never started.
+
+    Args:
+        timeout: Seconds; None for ``MACKEREL_OTEL_SHUTDOWN_TIMEOUT``.
+
+    Returns:
+        Whether everything was delivered.
+    """
+    global _stopped_in_pid
+    try:
+        pipeline = _processor.existing_pipeline() if _processor is not None else None
+        if pipeline is None or _settings is None or _stopped_in_pid == os.getpid():
+            return True
+        _stopped_in_pid = os.getpid()
+        delivered = pipeline.stop(_settings.shutdown_timeout if timeout is None else timeout)
+        counts = pipeline.counts()
+        write = log.info if delivered else log.warning
+        write("sent %d spans in %d requests, lost %d", counts.delivered, counts.requests, counts.lost)
+    except Exception:
+        log.exception("spans may be lost: the pipeline did not stop")
+        return False
+    return delivered
+
+
+def _start() -> bool:
+    """Start what this process lacks; what it inherited from a tracing parent stays in use."""
+    global _settings, _processor
+    if settings_module.is_disabled():
+        log.debug("OTEL_SDK_DISABLED is true: nothing is traced")
+        return False
+    if _processor is not None:
+        return True
+    from opentelemetry import trace
+
+    # Only an API without a provider answers with this class.
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        log.info(
+            "another tracer provider is set (%s), so this package stays off; remove the other one to use it",
+            type(trace.get_tracer_provider()).__module__,
+        )
+        return False
+    settings = _read_settings()
+    if settings is None:
+        return False
+    from mackerel_otel_server.pipeline import make_tracer_provider
+    from mackerel_otel_server.tracing import wsgi
+
+    _settings = settings
+    provider, _processor = make_tracer_provider(settings, _log_start)
+    trace.set_tracer_provider(provider)
+    wsgi.prepare()
+    atexit.register(stop)
+    return True
+
+
+def _read_settings() -> Settings | None:
+    """Read the settings; log their problems and warnings unless that was done in this process or its parent."""
+    try:
+        settings = settings_module.from_process(_arguments, _application)
+    except SettingsError as error:
+        _report_problems(error.problems)
+        return None
+    except Exception:
+        log.exception("the settings cannot be read, so tracing is off and the application serves without it")
+        return None
+    for warning in settings.warnings:
+        if warning not in _reported:
+            _reported.add(warning)
+            log.warning("%s", warning)
+    return settings
+
+
+def _report_problems(problems: tuple[str, ...]) -> None:
+    if _reported.issuperset(problems):
+        return
+    _reported.update(problems)
+    log.error(
+        "tracing is off, the application serves without it: %s",
+        problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems),
+    )
+
+
+def leave_reports_to_others() -> None:
+    """Keep quiet about the settings: another worker reports them, and no process of ours is parent to both."""
+    try:
+        _reported.update(settings_module.from_process(_arguments, _application).warnings)
+    except SettingsError as error:
+        _reported.update(error.problems)
+    except Exception:
+        log.debug("the settings cannot be read", exc_info=True)
+
+
+def _log_start(pipeline: Pipeline) -> None:
+    assert _settings is not None  # noqa: S101 - set before the pipeline can be made
+    log.info(
+        "worker %d sends traces as %r to %s",
+        pipeline.pid,
+        _settings.service_name,
+        _settings.endpoint or " and ".join(_settings.exporters) or "nowhere (OTEL_TRACES_EXPORTER=none)",
+    )
+
+
+def _warn_about_late(arguments: Arguments) -> None:
+    variables = {
+        "service_name": "OTEL_SERVICE_NAME",
+        "service_version": "OTEL_RESOURCE_ATTRIBUTES=service.version=…",
+        "environment": "OTEL_RESOURCE_ATTRIBUTES=deployment.environment.name=…",
+        "resource_attributes": "OTEL_RESOURCE_ATTRIBUTES",
+    }
+    in_force = _settings.resource_attributes if _settings is not None else _arguments.as_resource_attributes()
+    given = arguments.as_resource_attributes()
+    if all(in_force.get(name) == value for name, value in given.items()):
+        return
+    different = [
+        name for name in variables if getattr(arguments, name) and getattr(arguments, name) != getattr(_arguments, name)
+    ]
+    log.warning(
+        "instrument(%s) comes too late: tracing was set up before with other values, which stay; set %s instead",
+        ", ".join(f"{name}={getattr(arguments, name)!r}" for name in different),
+        " and ".join(variables[name] for name in different),
+    )
+
+
+def _forget_lock() -> None:
+    # Another thread of the parent may have held it.
+    global _lock
+    _lock = threading.RLock()

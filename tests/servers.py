@@ -1,0 +1,244 @@
+"""Real servers for the tests: start one, ask it, signal it, read its log."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
+
+APPS = Path(__file__).parent / "apps"
+DEADLINE = 40.0
+"""Seconds for anything that a loaded machine may take long for. Nothing waits that long when all is well."""
+
+DEBIAN_UWSGI = "/usr/bin/uwsgi-core"
+_DEBIAN_PYTHON = (3, 11)
+
+
+@dataclass(frozen=True)
+class Response:
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+def wait_until(condition: Callable[[], object], what: str, log: Callable[[], str] = str) -> None:
+    """Wait for an event that shows itself only when asked for."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE} s: {what}\n{log()}"
+        threading.Event().wait(0.02)
+
+
+class Server:
+    """A server process that listens on a free port of its own choice and logs into a file."""
+
+    def __init__(self, command: Sequence[str], log: Path, *, cwd: Path, env: Mapping[str, str], port: str) -> None:
+        self._log = log
+        self.answered = 0
+        """Requests that got a complete response."""
+        self._count = threading.Lock()
+        with log.open("wb") as output:
+            # A session of its own, so that whatever it leaves behind can be found.
+            self.process = subprocess.Popen(
+                list(command),
+                cwd=cwd,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.port = int(self.wait_for_log(port).group(1))
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait_for_log(self, pattern: str, count: int = 1) -> re.Match[str]:
+        """Wait until a pattern stands in the log ``count`` times; return the last one."""
+        compiled = re.compile(pattern)
+
+        def found() -> bool:
+            if len(list(compiled.finditer(self.log))) >= count:
+                return True
+            assert self.process.poll() is None, f"the server ended, {pattern!r} not in its log:\n{self.log}"
+            return False
+
+        wait_until(found, f"{count} × {pattern!r} in the log", lambda: self.log)
+        return list(compiled.finditer(self.log))[-1]
+
+    def get(self, path: str = "/", method: str = "GET", headers: Mapping[str, str] | None = None) -> Response:
+        """Send one request on a new connection."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        try:
+            connection.request(method, path, headers=dict(headers or {}))
+            response = connection.getresponse()
+            body = response.read()
+        except OSError as error:
+            raise AssertionError(f"{method} {path}: {error!r}\n{self.log}") from error
+        finally:
+            connection.close()
+        with self._count:
+            self.answered += 1
+        return Response(response.status, response.reason, response.getheaders(), body)
+
+    def ask_every_worker(self, workers: int, requests: int) -> set[str]:
+        """Send at least ``requests`` requests to ``/pid``, and until every worker has answered; return their pids."""
+        pids: set[str] = set()
+        sent = 0
+        deadline = time.monotonic() + DEADLINE
+        with ThreadPoolExecutor(workers + 1) as pool:
+            while sent < requests or len(pids) < workers:
+                assert time.monotonic() < deadline, f"only {pids} of {workers} workers answer\n{self.log}"
+                at_once = workers + 1
+                # The slow route keeps one worker busy, so that the others get the next request.
+                for response in pool.map(lambda _: self.get("/pid"), range(at_once)):
+                    assert response.status == 200, self.log
+                    pids.add(response.body.decode())
+                sent += at_once
+        return pids
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the end of the process."""
+        try:
+            return self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the server does not end:\n{self.log}") from None
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
+        """End the server and return its log."""
+        self.signal(number)
+        self.wait()
+        return self.log
+
+    def left_behind(self) -> list[int]:
+        """Return the processes of this server's session that still run."""
+        return [pid for pid in _pids() if _session(pid) == self.process.pid]
+
+    def kill(self) -> None:
+        """End everything that this server started."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pid in self.left_behind():
+            os.kill(pid, signal.SIGKILL)
+
+
+def _pids() -> Iterator[int]:
+    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def environment(receiver: Receiver | None = None, **variables: str) -> dict[str, str]:
+    """Return what a server's process sees: nothing of OpenTelemetry but what is given, and the test applications."""
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MACKEREL_", "PYTEST_"))
+    }
+    env |= {"PYTHONPATH": str(APPS), "PYTHONUNBUFFERED": "1"}
+    if receiver is not None:
+        env |= {"MACKEREL_OTEL_ENDPOINT": receiver.url, "MACKEREL_APIKEY": "test-key", "OTEL_SERVICE_NAME": "shop"}
+    return env | variables
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """End a server, and complain about what it left behind."""
+    try:
+        yield server
+        if server.process.poll() is None:
+            server.stop()
+        wait_until(lambda: not server.left_behind(), "the server's processes end", lambda: server.log)
+    finally:
+        server.kill()
+
+
+@contextmanager
+def gunicorn(
+    tmp_path: Path,
+    *options: str,
+    env: Mapping[str, str],
+    conf: str | None = "python:mackerel_otel_server.conf",
+    app: str = "plain:application",
+    workers: int = 2,
+) -> Iterator[Server]:
+    """Run Gunicorn in ``tmp_path``."""
+    configuration = ["-c", conf] if conf else []
+    command = [sys.executable, "-m", "gunicorn", *configuration, "--workers", str(workers), "-b", "127.0.0.1:0"]
+    log = tmp_path / "gunicorn.log"
+    # HOME: newer releases keep a control socket there, one for all servers of a user.
+    server = Server(
+        [*command, *options, app],
+        log,
+        cwd=tmp_path,
+        env={**env, "HOME": str(tmp_path)},
+        port=r"Listening at: http://127\.0\.0\.1:(\d+)",
+    )
+    with running(server):
+        yield server
+
+
+@contextmanager
+def uwsgi(
+    tmp_path: Path, ini: str, *, env: Mapping[str, str], program: Sequence[str] = (), processes: int = 2
+) -> Iterator[Server]:
+    """Run uWSGI in ``tmp_path`` with an ini file, to which the socket and the way to end are added."""
+    file = tmp_path / "uwsgi.ini"
+    file.write_text(
+        f"[uwsgi]\nhttp-socket = 127.0.0.1:0\nprocesses = {processes}\nneed-app = true\ndie-on-term = true\n{ini}"
+    )
+    server = Server(
+        [*(program or [str(Path(sys.executable).with_name("pyuwsgi"))]), "--ini", str(file)],
+        tmp_path / "uwsgi.log",
+        cwd=tmp_path,
+        env=env,
+        port=r"bound to TCP address 127\.0\.0\.1:(\d+)",
+    )
+    with running(server):
+        yield server
+
+
+def debian_uwsgi() -> list[str] | None:
+    """Return the command of Debian's uWSGI, if it is here and can run this interpreter's packages."""
+    if shutil.which(DEBIAN_UWSGI) is None or sys.version_info[:2] != _DEBIAN_PYTHON:
+        return None
+    return [DEBIAN_UWSGI, "--plugin", "python3", "--virtualenv", sys.prefix]
+
+
+def server_spans(spans: Sequence[ReceivedSpan]) -> list[ReceivedSpan]:
+    return [span for span in spans if span.kind == "SERVER"]
+
+
+def assert_one_server_span_per_request(receiver: Receiver, server: Server, pids: set[str]) -> None:
+    """Check n requests = n server spans, from the pids that answered, each with one instance id of its own."""
+    spans = server_spans(receiver.spans)
+    assert len(spans) == server.answered, server.log
+    assert len({span.span_id for span in spans}) == len(spans)
+    by_pid = {str(span.resource["process.pid"]) for span in spans}
+    assert by_pid == pids, server.log
+    instances = {(span.resource["process.pid"], span.resource["service.instance.id"]) for span in receiver.spans}
+    assert len(instances) == len({instance for _, instance in instances}) == len(pids)
