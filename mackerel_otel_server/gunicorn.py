@@ -37,11 +37,11 @@ def install(namespace: dict[str, Any]) -> None:
 
 
 def on_starting(server: Any) -> None:
-    """Arbiter, once: log what is wrong with the settings before any worker starts."""
+    """Arbiter, once: log what is wrong with the settings before any worker starts, and import what all will need."""
     try:
         _log_to(server.log)
         tracing_worker.register(application=_application(server))
-        tracing_worker.check()
+        tracing_worker.check(preload=not _is_gevent(server.worker_class))
         _say_if_ignored(server.cfg)
     except Exception:
         log.exception("the settings could not be checked")
@@ -55,7 +55,7 @@ def post_fork(server: Any, worker: Any) -> None:
     """
     try:
         _log_to(worker.log)
-        if not _is_gevent(worker):
+        if not _is_gevent(type(worker)):
             tracing_worker.register(application=_application(server))
             tracing_worker.start()
     except Exception:
@@ -122,8 +122,8 @@ def _application(server: Any) -> str | None:
     return uri if isinstance(uri, str) else None
 
 
-def _is_gevent(worker: Any) -> bool:
-    return any(cls.__module__ == "gunicorn.workers.ggevent" for cls in type(worker).__mro__)
+def _is_gevent(worker_class: type) -> bool:
+    return any(cls.__module__ == "gunicorn.workers.ggevent" for cls in worker_class.__mro__)
 
 
 def _trace_application(worker: Any) -> None:

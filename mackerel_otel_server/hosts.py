@@ -56,7 +56,8 @@ def _start(role: Role) -> None:
     elif role in (Role.GUNICORN_ARBITER, Role.GUNICORN_WORKER):
         log.to_gunicorn(logging.getLogger("gunicorn.error"))
         if role is Role.GUNICORN_ARBITER:
-            worker.check()
+            # What kind its workers are is not known here.
+            worker.check(preload=False)
         else:
             worker.start()
     elif role is Role.RUNSERVER:

@@ -52,7 +52,7 @@ def install() -> None:
         _after_fork()
     else:
         _chain_post_fork()
-        worker.check()
+        worker.check(preload="gevent" not in uwsgi.opt)
 
 
 def _is_no_worker() -> bool:

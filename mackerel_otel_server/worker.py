@@ -17,6 +17,8 @@ from mackerel_otel_server.settings import Arguments, Settings, SettingsError
 from mackerel_otel_server.tracing import gate
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from mackerel_otel_server.pipeline import ForkAwareSpanProcessor
     from mackerel_otel_server.pipeline.processor import Pipeline
 
@@ -65,13 +67,25 @@ def register(*, arguments: Arguments | None = None, application: str | None = No
         log.exception("tracing cannot be prepared, the application serves without it")
 
 
-def check() -> bool:
+def check(*, preload: bool) -> bool:
     """Read the settings and log what is wrong with them; for the process that forks, before it does.
+
+    Args:
+        preload: Import now what start() needs in every worker: its memory is shared then, and a signal that ends the
+            server does not meet a worker that is still importing, which both Gunicorn and uWSGI would let it miss.
+            Not where gevent patches the standard library after the fork: HTTP and TLS must be imported after that.
 
     Returns:
         Whether tracing will start in the workers.
     """
-    return not settings_module.is_disabled() and _read_settings() is not None
+    if settings_module.is_disabled() or _read_settings() is None:
+        return False
+    if preload:
+        try:
+            _import_what_start_needs()
+        except Exception:
+            log.debug("the workers will say what is wrong", exc_info=True)
+    return True
 
 
 def start(*, with_first_span: bool = False) -> bool:
@@ -148,15 +162,22 @@ def _start() -> bool:
     settings = _read_settings()
     if settings is None:
         return False
-    from mackerel_otel_server.pipeline import make_tracer_provider
-    from mackerel_otel_server.tracing import wsgi
-
+    pipeline, wsgi = _import_what_start_needs()
     _settings = settings
-    provider, _processor = make_tracer_provider(settings, _log_start)
+    provider, _processor = pipeline.make_tracer_provider(settings, _log_start)
     trace.set_tracer_provider(provider)
     wsgi.prepare()
     atexit.register(stop)
     return True
+
+
+def _import_what_start_needs() -> tuple[ModuleType, ModuleType]:
+    import opentelemetry.instrumentation.wsgi  # noqa: F401
+
+    from mackerel_otel_server import pipeline
+    from mackerel_otel_server.tracing import wsgi
+
+    return pipeline, wsgi
 
 
 def _read_settings() -> Settings | None:

@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,9 +48,17 @@ def wait_until(condition: Callable[[], object], what: str, log: Callable[[], str
 
 
 class Server:
-    """A server process that listens on a free port of its own choice and logs into a file."""
+    """A server process that logs into a file; it listens on a socket that it is given, or its port is found later."""
 
-    def __init__(self, command: Sequence[str], log: Path, *, cwd: Path, env: Mapping[str, str], port: str) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        listener: socket.socket | None = None,
+    ) -> None:
         self._log = log
         self.answered = 0
         """Requests that got a complete response."""
@@ -63,8 +73,9 @@ class Server:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                pass_fds=[] if listener is None else [listener.fileno()],
             )
-        self.port = int(self.wait_for_log(port).group(1))
+        self.port = 0 if listener is None else listener.getsockname()[1]
 
     @property
     def log(self) -> str:
@@ -114,7 +125,7 @@ class Server:
                 sent += at_once
         return pids
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
     def wait(self) -> int:
@@ -124,11 +135,36 @@ class Server:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the server does not end:\n{self.log}") from None
 
+    def find_port(self) -> None:
+        """Read the port from uWSGI's log, which chooses another one when it executes itself again."""
+        self.port = int(self.wait_for_log(r"bound to TCP address 127\.0\.0\.1:(\d+)").group(1))
+
+    def wait_until_idle(self) -> None:
+        """Wait until uWSGI's workers are done with what they answered.
+
+        uWSGI ends a busy worker at TERM without running any code, and a worker is busy for a moment after its client
+        has read the response.
+        """
+        self.wait_for_log(r"\|req: \d+/\d+\]", count=self.answered)
+        quiet = iter(range(3))
+
+        def idle() -> bool:
+            nonlocal quiet
+            if any(_state(pid) != "S" for pid in _pids() if _session(pid) == self.process.pid):
+                quiet = iter(range(3))
+            return next(quiet, None) is None
+
+        wait_until(idle, "the workers are idle", lambda: self.log)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
         """End the server and return its log."""
-        self.signal(number)
+        self.send(number)
         self.wait()
         return self.log
+
+    def wait_for_end_of_session(self) -> None:
+        """Wait until no process of this server runs, whoever its parent is."""
+        wait_until(lambda: not self.left_behind(), "the server's processes end", lambda: self.log)
 
     def left_behind(self) -> list[int]:
         """Return the processes of this server's session that still run."""
@@ -145,6 +181,14 @@ class Server:
 
 def _pids() -> Iterator[int]:
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def _state(pid: int) -> str:
+    """Return a process's state, as proc(5) abbreviates it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "S"
 
 
 def _session(pid: int) -> int:
@@ -172,7 +216,7 @@ def running(server: Server) -> Iterator[Server]:
         yield server
         if server.process.poll() is None:
             server.stop()
-        wait_until(lambda: not server.left_behind(), "the server's processes end", lambda: server.log)
+        server.wait_for_end_of_session()
     finally:
         server.kill()
 
@@ -188,16 +232,16 @@ def gunicorn(
 ) -> Iterator[Server]:
     """Run Gunicorn in ``tmp_path``."""
     configuration = ["-c", conf] if conf else []
-    command = [sys.executable, "-m", "gunicorn", *configuration, "--workers", str(workers), "-b", "127.0.0.1:0"]
-    log = tmp_path / "gunicorn.log"
-    # HOME: newer releases keep a control socket there, one for all servers of a user.
-    server = Server(
-        [*command, *options, app],
-        log,
-        cwd=tmp_path,
-        env={**env, "HOME": str(tmp_path)},
-        port=r"Listening at: http://127\.0\.0\.1:(\d+)",
-    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        bind = ["--workers", str(workers), "--bind", f"fd://{listener.fileno()}"]
+        server = Server(
+            [sys.executable, "-m", "gunicorn", *configuration, *bind, *options, app],
+            tmp_path / "gunicorn.log",
+            cwd=tmp_path,
+            # HOME: newer releases keep a control socket there, one for all servers of a user.
+            env={**env, "HOME": str(tmp_path)},
+            listener=listener,
+        )
     with running(server):
         yield server
 
@@ -216,9 +260,9 @@ def uwsgi(
         tmp_path / "uwsgi.log",
         cwd=tmp_path,
         env=env,
-        port=r"bound to TCP address 127\.0\.0\.1:(\d+)",
     )
     with running(server):
+        server.find_port()
         yield server
 
 
@@ -226,7 +270,9 @@ def debian_uwsgi() -> list[str] | None:
     """Return the command of Debian's uWSGI, if it is here and can run this interpreter's packages."""
     if shutil.which(DEBIAN_UWSGI) is None or sys.version_info[:2] != _DEBIAN_PYTHON:
         return None
-    return [DEBIAN_UWSGI, "--plugin", "python3", "--virtualenv", sys.prefix]
+    # Not --virtualenv: with one of another Python 3.11 uWSGI would take that one's standard library, too, whose
+    # extension modules need not fit. PYTHONPATH takes the applications.
+    return [DEBIAN_UWSGI, "--plugin", "python3", "--pythonpath", sysconfig.get_path("purelib")]
 
 
 def server_spans(spans: Sequence[ReceivedSpan]) -> list[ReceivedSpan]:

@@ -1,0 +1,62 @@
+"""The command line ``mackerel-otel-server``: one module per sub-command, imported when it is chosen."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from mackerel_otel_server import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = {
+    "init": "write a configuration file for Gunicorn or uWSGI",
+    "demo": "run a traced application on this machine and show its traces",
+    "receive": "receive traces as Mackerel does and print them as trees",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command.
+
+    Args:
+        argv: What was typed after the program's name, by default ``sys.argv[1:]``.
+
+    Returns:
+        The exit status: 0, or 1 on any problem, or 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: After ``--help`` and ``--version``, and with status 2 when the arguments cannot be understood.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = _parser(arguments).parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has left, as in `receive | head`. What Python still holds for it goes nowhere.
+        # https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mackerel-otel-server",
+        description="Traces from Gunicorn and uWSGI workers to Mackerel, with OpenTelemetry.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name in arguments:
+            module = importlib.import_module(f"mackerel_otel_server.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser

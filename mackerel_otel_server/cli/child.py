@@ -1,0 +1,94 @@
+"""A server as a child process in a group of its own, of which nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+# More than a demo ever logs; a server that writes without end is cut.
+_MOST_LINES = 2000
+_TERM_SECONDS = 10.0
+_REST_SECONDS = 2.0
+
+
+class Child:
+    """Run a command while the ``with`` block runs, and collect what it writes.
+
+    Args:
+        command: What is started.
+        env: Its whole environment.
+        cwd: Its working directory.
+    """
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str) -> None:
+        """Remember what to start."""
+        self._command = command
+        self._env = env
+        self._cwd = cwd
+        self._lines: deque[str] = deque(maxlen=_MOST_LINES)
+
+    def __enter__(self) -> Self:
+        """Start the command.
+
+        Raises:
+            OSError: It cannot be executed.
+        """
+        # A session of its own: Ctrl-C reaches the demo only, which ends the server in order.
+        self._process = subprocess.Popen(  # noqa: S603 - the caller's own command
+            self._command,
+            env=self._env,
+            cwd=self._cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None  # noqa: S101 - stdout=PIPE
+        # A pipe that nobody reads would stop the server once it is full.
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the command: TERM, a deadline, then KILL for whatever is left of its group."""
+        self.stop()
+
+    @property
+    def lines(self) -> list[str]:
+        """What it has written so far."""
+        return list(self._lines)
+
+    def running(self) -> bool:
+        """Return whether the command itself still runs."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the command and its group; the second call does nothing."""
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_TERM_SECONDS)
+        with suppress(ProcessLookupError, PermissionError):
+            # macOS answers EPERM for a group of zombies.
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._reader.join(_REST_SECONDS)
+
+    def _read(self, pipe: IO[str]) -> None:
+        with pipe:
+            for line in pipe:
+                self._lines.append(line.rstrip())

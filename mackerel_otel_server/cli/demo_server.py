@@ -1,0 +1,117 @@
+"""How the demo starts Gunicorn and uWSGI, and what of their surroundings it keeps away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+APPLICATION = "mackerel_otel_server.cli.demo_app:application"
+# OTEL_ and MACKEREL_ might send the demo's spans to the real Mackerel, the others change the server's settings.
+_FOREIGN_PREFIXES = ("OTEL_", "MACKEREL_", "GUNICORN_", "UWSGI_")
+# And a proxy knows nothing of this machine's 127.0.0.1.
+_FOREIGN_SUFFIXES = ("_PROXY",)
+
+
+@dataclass(frozen=True)
+class _Server:
+    name: str
+    extra: str
+    start: str
+
+
+SERVERS = {
+    "gunicorn": _Server("Gunicorn", "gunicorn", "gunicorn -c python:mackerel_otel_server.conf mysite.wsgi"),
+    "uwsgi": _Server("uWSGI", "uwsgi", "mackerel-otel-server init uwsgi   (and uwsgi --ini mackerel_otel_server.ini)"),
+}
+
+
+def command(server: str, port: int, workers: int) -> list[str]:
+    """Return what to execute.
+
+    Raises:
+        LookupError: The server is not installed; its text says what to type.
+    """
+    executable = _find(server)
+    if executable is None:
+        raise LookupError(
+            f"{SERVERS[server].name} is not installed for {sys.executable}: the demo cannot start. "
+            f"Type: pip install 'mackerel-otel-server[{SERVERS[server].extra}]'"
+        )
+    address = f"127.0.0.1:{port}"
+    if server == "gunicorn":
+        options = ["-c", "python:mackerel_otel_server.conf", "--workers", str(workers), "--bind", address, APPLICATION]
+    else:
+        options = ["--http-socket", address, "--master", "--processes", str(workers), "--enable-threads"]
+        options += ["--need-app", "--die-on-term", "--single-interpreter"]
+        options += ["--import", "mackerel_otel_server.uwsgi", "--module", APPLICATION]
+    return [*executable, *options]
+
+
+def _find(server: str) -> list[str] | None:
+    if server == "gunicorn":
+        return [sys.executable, "-m", "gunicorn"] if find_spec("gunicorn") else None
+    # sys.executable as it is: resolved, it would lead out of the virtual environment.
+    beside = str(Path(sys.executable).parent)
+    for path in (beside, None):
+        for name in ("uwsgi", "pyuwsgi"):
+            if found := shutil.which(name, path=path):
+                return [found]
+    return None
+
+
+def environment(endpoint: str, api_key: str, folder: str) -> dict[str, str]:
+    """Return the server's environment: this process's without what could lead the demo astray.
+
+    Args:
+        endpoint: Where spans go.
+        api_key: What they go with.
+        folder: Where the server may put files.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith(_FOREIGN_PREFIXES) and not name.upper().endswith(_FOREIGN_SUFFIXES)
+    }
+    return kept | {
+        "MACKEREL_OTEL_ENDPOINT": endpoint,
+        "MACKEREL_APIKEY": api_key,
+        "OTEL_SERVICE_NAME": "mackerel-demo",
+        # Gunicorn 25.1+ puts its control socket here, by default in the place of any other Gunicorn of this user.
+        "XDG_RUNTIME_DIR": folder,
+        # Spans need not wait for the usual 5 s.
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
+    }
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def listens(port: int) -> bool:
+    """Return whether somebody accepts connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def interesting(server: str, lines: Sequence[str]) -> list[str]:
+    """Return the log without uWSGI's page about the machine, as long as the server came up."""
+    for number, line in enumerate(lines):
+        if server == "uwsgi" and line.startswith("spawned uWSGI"):
+            return [early for early in lines[:number] if "mackerel_otel_server" in early] + list(lines[number:])
+    return list(lines)

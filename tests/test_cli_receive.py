@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TIMEOUT = 30.0
+
+
+class Running:
+    """A ``mackerel-otel-server receive`` whose output can be waited for."""
+
+    def __init__(self, process: subprocess.Popen[str], output: IO[str]) -> None:
+        self.process = process
+        self._text = ""
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, args=(output,), daemon=True)
+        self._reader.start()
+
+    def _read(self, output: IO[str]) -> None:
+        for line in output:
+            with self._changed:
+                self._text += line
+                self._changed.notify_all()
+
+    @property
+    def text(self) -> str:
+        with self._changed:
+            return self._text
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        with self._changed:
+            self._changed.wait_for(lambda: re.search(pattern, self._text), TIMEOUT)
+            match = re.search(pattern, self._text)
+            assert match, f"no {pattern!r} within {TIMEOUT} s in:\n{self._text}"
+            return match
+
+    @property
+    def port(self) -> int:
+        return int(self.wait_for(r"receiving on http://127\.0\.0\.1:(\d+)/v1/traces")[1])
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        self.process.send_signal(number)
+        status = self.process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        return status
+
+
+@contextmanager
+def receive(folder: Path, *arguments: str, **env: str) -> Iterator[Running]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "mackerel_otel_server", "receive", "--port", "0", *arguments],
+        cwd=folder,
+        # As in an ordinary shell: with PYTHONUNBUFFERED a missing flush would not show.
+        env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": ""} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield Running(process, process.stdout)
+        finally:
+            process.kill()
+
+
+def send(port: int, *spans: tuple[str, int, int], trace: int = 1, path: str = "/v1/traces", key: str = "") -> int:
+    """Send spans, each (name, its id, its parent's id or 0), and return the status."""
+    request = ExportTraceServiceRequest()
+    resource_spans = request.resource_spans.add()
+    resource_spans.resource.attributes.add(key="service.name").value.string_value = "shop"
+    resource_spans.resource.attributes.add(key="process.pid").value.int_value = 4711
+    scope_spans = resource_spans.scope_spans.add()
+    for name, number, parent in spans:
+        span = scope_spans.spans.add(name=name, kind=2 if not parent else 3, trace_id=bytes([trace]) * 16)
+        span.span_id = bytes([number]) * 8
+        span.parent_span_id = bytes([parent]) * 8 if parent else b""
+        span.start_time_unix_nano, span.end_time_unix_nano = number * 1_000_000, number * 3_000_000
+    headers = {"Content-Type": "application/x-protobuf"} | ({"Mackerel-Api-Key": key} if key else {})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+    try:
+        connection.request("POST", path, request.SerializeToString(), headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_a_trace_that_comes_in_parts_is_printed_as_one_tree(tmp_path: Path) -> None:
+    with receive(tmp_path) as running:
+        assert send(running.port, ("SELECT", 2, 1)) == 200
+        assert send(running.port, ("GET /", 1, 0)) == 200
+        running.wait_for(r"└─ CLIENT SELECT\n")
+        assert re.search(r"shop  pid 4711 .*\n +2\.00 ms  SERVER GET /\n +4\.00 ms  └─ CLIENT SELECT", running.text)
+        assert running.text.count("trace 0101") == 1
+        assert running.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_prints_what_is_still_held_and_the_counts(tmp_path: Path, number: signal.Signals) -> None:
+    with receive(tmp_path) as running:
+        port = running.port
+        send(port, ("a", 1, 0), ("b", 2, 1), trace=1)
+        send(port, ("c", 1, 0), trace=2)
+        send(port, ("c", 1, 0), path="/elsewhere")
+        assert running.end(number) == 0
+        assert "SERVER a\n" in running.text
+        assert "SERVER c\n" in running.text
+        assert running.text.endswith("received 3 spans in 2 requests, refused 1 request\n")
+        assert "Traceback" not in running.text
+
+
+def test_a_connection_that_stays_open_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    with receive(tmp_path) as running, socket.create_connection(("127.0.0.1", running.port), timeout=TIMEOUT):
+        assert running.end() == 0
+        assert "received 0 spans in 0 requests\n" in running.text
+
+
+def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = subprocess.run(
+            [sys.executable, "-m", "mackerel_otel_server", "receive", "--port", port],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    for word in (port, "in use", "nothing is received", "mackerel-otel-server receive --port"):
+        assert word in result.stderr
+
+
+def test_without_require_key_no_key_is_needed(tmp_path: Path) -> None:
+    with receive(tmp_path) as running:
+        assert send(running.port, ("a", 1, 0)) == 200
+
+
+def test_require_key_with_a_key_accepts_only_this_one_and_shows_none(tmp_path: Path) -> None:
+    with receive(tmp_path, "--require-key", "the-right-key") as running:
+        assert send(running.port, ("a", 1, 0), key="the-wrong-key") == 400
+        running.wait_for(r"refused POST /v1/traces with 400: Invalid API Key \(it is not the one of --require-key\)\n")
+        assert send(running.port, ("a", 1, 0)) == 400
+        running.wait_for(r"Invalid API Key \(the request has no Mackerel-Api-Key\)\n")
+        assert send(running.port, ("a", 1, 0), key="the-right-key") == 200
+        assert running.end() == 0
+        assert "received 1 span in 1 request, refused 2 requests\n" in running.text
+        assert "the-wrong-key" not in running.text
+        assert "the-right-key" not in running.text
+
+
+def test_require_key_without_a_key_accepts_any(tmp_path: Path) -> None:
+    with receive(tmp_path, "--require-key") as running:
+        assert send(running.port, ("a", 1, 0)) == 400
+        assert send(running.port, ("a", 1, 0), key="any") == 200
+
+
+def test_a_refused_path_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    with receive(tmp_path) as running:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=TIMEOUT) as connection:
+            connection.sendall(b"POST /\x1b[2J HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            assert b" 404 " in connection.recv(1000)
+        running.wait_for(r"refused POST /\\x1b\[2J with 404")
+
+
+def test_an_output_that_only_carries_ascii_gets_ascii(tmp_path: Path) -> None:
+    with receive(tmp_path, PYTHONIOENCODING="ascii") as running:
+        send(running.port, ("鯖", 1, 0), ("b", 2, 1))
+        running.wait_for(r"SERVER \\u9bd6\n.*`- CLIENT b\n")
+
+
+def test_a_reader_that_leaves_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "mackerel_otel_server", "receive", "--port", "0"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONSAFEPATH": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            match = re.search(r":(\d+)/v1", process.stdout.readline())
+            assert match
+            while process.stdout.readline().strip():
+                pass
+            process.stdout.close()
+            send(int(match[1]), ("a", 1, 0))
+            assert process.wait(TIMEOUT) == 1
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()

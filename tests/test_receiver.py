@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+
+from mackerel_otel_server.cli.receiver import MAX_BODY_BYTES, ReceivedRequest, ReceivedSpan, Receiver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PROTOBUF = "application/x-protobuf"
+TIMEOUT = 10.0
+
+
+def export(*names: str, padding: int = 0) -> bytes:
+    """Return an export request with one span per name, and an attribute of ``padding`` bytes."""
+    request = ExportTraceServiceRequest()
+    resource_spans = request.resource_spans.add()
+    service = resource_spans.resource.attributes.add(key="service.name")
+    service.value.string_value = "shop"
+    scope_spans = resource_spans.scope_spans.add()
+    scope_spans.scope.name = "tests"
+    for number, name in enumerate(names, 1):
+        span = scope_spans.spans.add(name=name, kind=2, trace_id=b"\x01" * 16, span_id=bytes([number]) * 8)
+        span.start_time_unix_nano, span.end_time_unix_nano = 1_000, 3_000
+        if padding:
+            span.attributes.add(key="padding").value.string_value = "x" * padding
+    body: bytes = request.SerializeToString()
+    return body
+
+
+def post(
+    receiver: Receiver, body: bytes, *, path: str = "/v1/traces", method: str = "POST", **headers: str
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=TIMEOUT)
+    try:
+        return ask(connection, body, path=path, method=method, **headers)
+    finally:
+        connection.close()
+
+
+def ask(
+    connection: http.client.HTTPConnection,
+    body: bytes,
+    *,
+    path: str = "/v1/traces",
+    method: str = "POST",
+    **headers: str,
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body, {"Content-Type": PROTOBUF} | names)
+    response = connection.getresponse()
+    return response.status, response.headers, response.read()
+
+
+def message(body: bytes) -> tuple[int, str]:
+    status = Status.FromString(body)
+    return status.code, status.message
+
+
+def raw(receiver: Receiver, *parts: bytes) -> http.client.HTTPResponse:
+    """Send bytes as they are and read the answer to its end."""
+    with socket.create_connection(("127.0.0.1", receiver.port), timeout=TIMEOUT) as connection:
+        for part in parts:
+            connection.sendall(part)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        response.read()
+        return response
+
+
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def head(*lines: str) -> bytes:
+    first = ["POST /v1/traces HTTP/1.1", "Host: mackerel", f"Content-Type: {PROTOBUF}"]
+    return "\r\n".join([*first, *lines, "", ""]).encode()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as running:
+        yield running
+
+
+def test_an_accepted_request_is_answered_with_200_and_an_export_response(receiver: Receiver) -> None:
+    status, headers, body = post(receiver, export("GET /"))
+    assert (status, headers["Content-Type"]) == (200, PROTOBUF)
+    assert ExportTraceServiceResponse.FromString(body) == ExportTraceServiceResponse()
+
+
+def test_a_span_arrives_with_everything_it_carries(receiver: Receiver) -> None:
+    request = ExportTraceServiceRequest()
+    resource_spans = request.resource_spans.add()
+    resource_spans.resource.attributes.add(key="process.pid").value.int_value = 42
+    scope_spans = resource_spans.scope_spans.add()
+    scope_spans.scope.name = "tests"
+    span = scope_spans.spans.add(name="SELECT", kind=3, trace_id=b"\xab" * 16, span_id=b"\x01" * 8)
+    span.parent_span_id = b"\x02" * 8
+    span.start_time_unix_nano, span.end_time_unix_nano = 5, 9
+    span.attributes.add(key="text").value.string_value = "x"
+    span.attributes.add(key="flag").value.bool_value = True
+    span.attributes.add(key="ratio").value.double_value = 0.5
+    span.attributes.add(key="raw").value.bytes_value = b"\x00"
+    span.attributes.add(key="nothing")
+    span.attributes.add(key="list").value.array_value.values.add().int_value = 7
+    pair = span.attributes.add(key="map").value.kvlist_value.values.add(key="inner")
+    pair.value.string_value = "y"
+    span.status.code, span.status.message = 2, "gone"
+    event = span.events.add(name="exception", time_unix_nano=8)
+    event.attributes.add(key="exception.type").value.string_value = "ValueError"
+
+    assert post(receiver, request.SerializeToString())[0] == 200
+
+    (got,) = receiver.spans
+    assert (got.name, got.kind, got.scope) == ("SELECT", "CLIENT", "tests")
+    assert (got.trace_id, got.span_id, got.parent_span_id) == ("ab" * 16, "01" * 8, "02" * 8)
+    assert (got.start_time_unix_nano, got.end_time_unix_nano) == (5, 9)
+    assert got.attributes == {
+        "text": "x",
+        "flag": True,
+        "ratio": 0.5,
+        "raw": b"\x00",
+        "nothing": None,
+        "list": [7],
+        "map": {"inner": "y"},
+    }
+    assert got.resource == {"process.pid": 42}
+    assert (got.status_code, got.status_message) == ("ERROR", "gone")
+    assert [(event.name, event.attributes) for event in got.events] == [("exception", {"exception.type": "ValueError"})]
+
+
+def test_a_span_without_parent_and_status_says_so(receiver: Receiver) -> None:
+    post(receiver, export("GET /"))
+    assert [(span.parent_span_id, span.status_code, span.kind) for span in receiver.spans] == [("", "UNSET", "SERVER")]
+
+
+def test_a_gzipped_body_is_decoded(receiver: Receiver) -> None:
+    body = gzip.compress(export("a", "b"))
+    assert post(receiver, body, Content_Encoding="gzip")[0] == 200
+    assert [span.name for span in receiver.spans] == ["a", "b"]
+    (request,) = receiver.requests
+    assert (request.content_encoding, request.body_size, request.span_count) == ("gzip", len(body), 2)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"no gzip at all", gzip.compress(export("a"))[:-9], gzip.compress(export("a"))[:-8] + b"\0" * 8],
+    ids=["other bytes", "cut", "wrong checksum"],
+)
+def test_a_broken_gzip_is_refused_with_a_status(receiver: Receiver, body: bytes) -> None:
+    status, headers, answer = post(receiver, body, Content_Encoding="gzip")
+    assert (status, headers["Content-Type"], message(answer)) == (400, PROTOBUF, (3, "the body is no gzip"))
+    assert receiver.spans == []
+
+
+def test_another_encoding_than_gzip_is_refused(receiver: Receiver) -> None:
+    assert post(receiver, export("a"), Content_Encoding="br")[0] == 400
+
+
+def test_a_broken_protobuf_is_refused_with_a_status(receiver: Receiver) -> None:
+    status, _, answer = post(receiver, b"\xff\xff\xff")
+    assert (status, message(answer)) == (400, (3, "the body is no ExportTraceServiceRequest"))
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", ""])
+def test_json_and_other_content_types_are_refused(receiver: Receiver, content_type: str) -> None:
+    status, _, answer = post(receiver, json.dumps({"resourceSpans": []}).encode(), Content_Type=content_type)
+    assert (status, message(answer)) == (400, (3, f"Content-Type must be {PROTOBUF}"))
+
+
+def test_parameters_and_case_of_the_content_type_do_not_matter(receiver: Receiver) -> None:
+    assert post(receiver, export("a"), Content_Type="Application/X-Protobuf; v=1")[0] == 200
+
+
+def test_without_an_api_key_every_key_and_none_is_accepted(receiver: Receiver) -> None:
+    assert post(receiver, export("a"))[0] == 200
+    assert post(receiver, export("b"), Mackerel_Api_Key="whatever")[0] == 200
+    assert len(receiver.spans) == 2
+
+
+@pytest.mark.parametrize("headers", [{}, {"Mackerel_Api_Key": "wrong"}, {"Mackerel_Api_Key": ""}])
+def test_a_missing_or_wrong_key_is_refused_with_400_as_mackerel_does(headers: dict[str, str]) -> None:
+    with Receiver(api_key="right") as receiver:
+        status, answered, body = post(receiver, export("a"), **headers)
+        assert (status, answered["Content-Type"]) == (400, PROTOBUF)
+        assert message(body) == (3, "Invalid API Key")
+        assert receiver.spans == []
+        assert [(request.status, request.message) for request in receiver.requests] == [(400, "Invalid API Key")]
+
+
+def test_the_right_key_is_accepted() -> None:
+    with Receiver(api_key="right") as receiver:
+        assert post(receiver, export("a"), Mackerel_Api_Key="right")[0] == 200
+
+
+def test_any_key_can_be_required() -> None:
+    with Receiver(require_key=True) as receiver:
+        assert post(receiver, export("a"))[0] == 400
+        assert post(receiver, export("a"), Mackerel_Api_Key=" ")[0] == 400
+        assert post(receiver, export("a"), Mackerel_Api_Key="one")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/metrics", "/v1/traces/"])
+def test_another_path_is_not_found(receiver: Receiver, path: str) -> None:
+    assert post(receiver, export("a"), path=path)[0] == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_another_method_is_not_allowed(receiver: Receiver, method: str) -> None:
+    status, headers, body = post(receiver, b"", method=method)
+    assert (status, headers["Allow"], bool(body)) == (405, "POST", method != "HEAD")
+
+
+def test_six_megabytes_are_accepted(receiver: Receiver) -> None:
+    body = export("a", padding=MAX_BODY_BYTES - 200)
+    assert MAX_BODY_BYTES - 200 < len(body) <= MAX_BODY_BYTES
+    assert post(receiver, body)[0] == 200
+    assert post(receiver, gzip.compress(body, 1), Content_Encoding="gzip")[0] == 200
+
+
+def test_a_body_over_six_megabytes_is_refused_and_the_client_reads_the_answer(receiver: Receiver) -> None:
+    status, headers, answer = post(receiver, export("a", padding=4 * MAX_BODY_BYTES))
+    assert (status, headers["Connection"]) == (413, "close")
+    assert message(answer) == (8, f"the request has more than {MAX_BODY_BYTES} bytes")
+    assert receiver.spans == []
+
+
+def test_a_body_that_unpacks_to_more_than_six_megabytes_is_refused(receiver: Receiver) -> None:
+    body = gzip.compress(export("a", padding=100 * MAX_BODY_BYTES), 1)
+    assert len(body) < MAX_BODY_BYTES
+    status, _, answer = post(receiver, body, Content_Encoding="gzip")
+    assert (status, message(answer)[1]) == (413, f"the request has more than {MAX_BODY_BYTES} bytes")
+
+
+def test_a_body_that_only_claims_to_be_large_is_refused_before_it_comes(receiver: Receiver) -> None:
+    assert raw(receiver, head("Content-Length: 999999999999")).status == 413
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "one", "9" * 30])
+def test_a_content_length_that_is_no_size_is_refused(receiver: Receiver, length: str) -> None:
+    assert raw(receiver, head(f"Content-Length: {length}")).status == 400
+
+
+def test_a_chunked_body_is_read(receiver: Receiver) -> None:
+    body = export("a", "b")
+    chunks = [b"%x;name=value\r\n%s\r\n" % (len(part), part) for part in (body[:10], body[10:])]
+    response = raw(
+        receiver, head("Transfer-Encoding: chunked", "Connection: close"), *chunks, b"0\r\nTrailer: x\r\n\r\n"
+    )
+    assert response.status == 200
+    assert [span.name for span in receiver.spans] == ["a", "b"]
+
+
+def test_a_chunked_body_over_six_megabytes_is_refused(receiver: Receiver) -> None:
+    chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
+    assert raw(receiver, head("Transfer-Encoding: chunked"), *[chunk] * 12).status == 413
+
+
+@pytest.mark.parametrize("chunk", [b"zz\r\n", b"-1\r\n", b"2\r\nabcd\r\n", b"\r\n", b"123456789\r\n"])
+def test_a_badly_framed_chunk_is_refused(receiver: Receiver, chunk: bytes) -> None:
+    assert raw(receiver, head("Transfer-Encoding: chunked"), chunk).status == 400
+
+
+def test_a_connection_is_kept_for_the_next_request(receiver: Receiver) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=TIMEOUT)
+    connection.connect()
+    address = connection.sock.getsockname()
+    try:
+        assert ask(connection, export("a"))[0] == 200
+        assert ask(connection, b"{}", Content_Type="application/json")[0] == 400
+        assert ask(connection, export("b"))[0] == 200
+        assert connection.sock.getsockname() == address
+    finally:
+        connection.close()
+
+
+def test_a_client_that_leaves_in_the_middle_stops_nobody(receiver: Receiver) -> None:
+    with socket.create_connection(("127.0.0.1", receiver.port), timeout=TIMEOUT) as connection:
+        connection.sendall(head("Content-Length: 100") + b"half")
+    assert post(receiver, export("a"))[0] == 200
+    assert [request.status for request in receiver.requests] == [200]
+
+
+def test_many_silent_connections_stop_nobody(receiver: Receiver) -> None:
+    silent = [socket.create_connection(("127.0.0.1", receiver.port), timeout=TIMEOUT) for _ in range(100)]
+    try:
+        assert post(receiver, export("a"))[0] == 200
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/tr", head("Content-Length: 100") + b"half"])
+def test_a_connection_that_says_nothing_more_is_closed(sent: bytes) -> None:
+    with (
+        Receiver(idle_timeout=0.2) as receiver,
+        socket.create_connection(("127.0.0.1", receiver.port), timeout=TIMEOUT) as connection,
+    ):
+        connection.sendall(sent)
+        assert is_closed(connection)
+
+
+def test_leaving_the_block_closes_connections_that_clients_keep_open() -> None:
+    with Receiver() as receiver:
+        connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=TIMEOUT)
+        assert ask(connection, export("a"))[0] == 200
+        silent = socket.create_connection(("127.0.0.1", receiver.port), timeout=TIMEOUT)
+        before = time.monotonic()
+    try:
+        assert time.monotonic() - before < 1.5
+        assert is_closed(connection.sock)
+        assert is_closed(silent)
+    finally:
+        connection.close()
+        silent.close()
+
+
+def test_leaving_the_block_frees_the_port() -> None:
+    with Receiver() as first:
+        post(first, export("a"))
+    with Receiver(port=first.port) as second:
+        assert post(second, export("b"))[0] == 200
+
+
+def test_a_port_that_is_taken_is_an_error(receiver: Receiver) -> None:
+    with pytest.raises(OSError, match="in use"), Receiver(port=receiver.port):
+        pass
+
+
+def test_the_callbacks_get_spans_and_requests_before_the_answer_is_sent() -> None:
+    spans: list[Sequence[ReceivedSpan]] = []
+    requests: list[ReceivedRequest] = []
+    with Receiver(api_key="k", on_spans=spans.append, on_request=requests.append, keep=False) as receiver:
+        post(receiver, export("a", "b"), Mackerel_Api_Key="k")
+        post(receiver, export("c"))
+        assert [[span.name for span in batch] for batch in spans] == [["a", "b"]]
+        assert [request.status for request in requests] == [200, 400]
+        assert (receiver.spans, receiver.requests) == ([], [])
+
+
+def test_a_callback_that_raises_does_not_break_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: object) -> None:
+        raise ValueError("not my day")
+
+    with Receiver(on_spans=fail, on_request=fail) as receiver:
+        assert post(receiver, export("a"))[0] == 200
+        assert len(receiver.spans) == 1
+    assert "not my day" in caplog.text
+
+
+def test_a_request_is_recorded_and_its_key_is_in_no_repr(receiver: Receiver) -> None:
+    post(receiver, export("a"), Mackerel_Api_Key="secret-key", path="/v1/traces?x=1")
+    (request,) = receiver.requests
+    assert (request.method, request.path, request.status) == ("POST", "/v1/traces?x=1", 200)
+    assert request.headers["mackerel-api-KEY"] == "secret-key"
+    assert "secret-key" not in repr(request)
+
+
+def test_the_lists_are_snapshots(receiver: Receiver) -> None:
+    receiver.spans.append(None)  # type: ignore[arg-type]
+    receiver.requests.clear()
+    post(receiver, export("a"))
+    assert (len(receiver.spans), len(receiver.requests)) == (1, 1)
+
+
+def test_one_can_wait_for_what_arrives(receiver: Receiver) -> None:
+    assert not receiver.wait_for(lambda r: len(r.spans) == 1, 0.01)
+    post(receiver, export("a"))
+    assert receiver.wait_for(lambda r: len(r.spans) == 1, TIMEOUT)
+
+
+def test_the_url_is_what_an_exporter_needs(receiver: Receiver) -> None:
+    assert receiver.url == f"http://127.0.0.1:{receiver.port}/v1/traces"

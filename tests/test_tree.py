@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from mackerel_otel_server.cli.spans import ReceivedEvent, ReceivedSpan
+from mackerel_otel_server.cli.tree import render
+
+MS = 1_000_000
+SECOND = 1_000 * MS
+
+
+def span(name: str, span_id: str, parent: str = "", **changes: Any) -> ReceivedSpan:
+    values: dict[str, Any] = {
+        "name": name,
+        "kind": "INTERNAL",
+        "trace_id": "t1",
+        "span_id": span_id,
+        "parent_span_id": parent,
+        "start_time_unix_nano": 1_700_000_000 * SECOND,
+        "end_time_unix_nano": 1_700_000_000 * SECOND + 2 * MS,
+        "attributes": {},
+        "resource": {"service.name": "shop", "process.pid": 42},
+        "scope": "tests",
+        "status_code": "UNSET",
+        "status_message": "",
+        "events": (),
+    }
+    return ReceivedSpan(**(values | changes))
+
+
+def at(milliseconds: int, duration: float = 1) -> dict[str, Any]:
+    start = 1_700_000_000 * SECOND + milliseconds * MS
+    return {"start_time_unix_nano": start, "end_time_unix_nano": start + int(duration * MS)}
+
+
+def drawn(*spans: ReceivedSpan, encoding: str = "utf-8") -> list[str]:
+    """Return the lines of one trace below its header."""
+    return [line for line in render(spans, encoding=encoding) if line][1:]
+
+
+def exception(kind: str, text: str) -> tuple[ReceivedEvent, ...]:
+    return (ReceivedEvent("exception", 0, {"exception.type": kind, "exception.message": text}),)
+
+
+def test_the_header_says_which_trace_of_which_service_and_process_and_when() -> None:
+    header = next(iter(render([span("a", "1")])))
+    assert re.fullmatch(r"trace t1  shop  pid 42  2023-11-1\d \d\d:\d\d:20\.000", header)
+
+
+def test_children_hang_below_their_parents_in_the_order_of_their_start() -> None:
+    lines = drawn(
+        span("second", "3", "1", **at(20)),
+        span("inner", "4", "2", **at(11)),
+        span("root", "1", **at(0, 100.5)),
+        span("first", "2", "1", **at(10)),
+    )
+    assert lines == [
+        "  100.50 ms  INTERNAL root",
+        "    1.00 ms  ├─ INTERNAL first",
+        "    1.00 ms  │  └─ INTERNAL inner",
+        "    1.00 ms  └─ INTERNAL second",
+    ]
+
+
+def test_an_encoding_without_branches_gets_ascii() -> None:
+    spans = span("root", "1"), span("a", "2", "1"), span("さば", "3", "1"), span("b", "4", "2")
+    assert drawn(*spans, encoding="ascii") == [
+        "  2.00 ms  INTERNAL root",
+        "  2.00 ms  |- INTERNAL a",
+        "  2.00 ms  |  `- INTERNAL b",
+        "  2.00 ms  `- INTERNAL \\u3055\\u3070",
+    ]
+
+
+def test_a_span_whose_parent_has_not_arrived_is_a_root_that_says_so() -> None:
+    assert drawn(span("a", "2", "1"), span("b", "3", "2")) == [
+        "  2.00 ms  INTERNAL a  (parent not received)",
+        "  2.00 ms  └─ INTERNAL b",
+    ]
+
+
+def test_each_trace_has_a_tree_of_its_own_oldest_first() -> None:
+    lines = list(render([span("b", "1", trace_id="late", **at(5)), span("a", "1", trace_id="early", **at(0))]))
+    assert [line.split()[1] for line in lines if line.startswith("trace")] == ["early", "late"]
+    assert lines.count("") == 2
+
+
+@pytest.mark.parametrize("name", ["http.response.status_code", "http.status_code"])
+def test_a_server_span_shows_its_status(name: str) -> None:
+    assert drawn(span("GET /", "1", kind="SERVER", attributes={name: 404})) == ["  2.00 ms  SERVER GET /  404"]
+
+
+@pytest.mark.parametrize("name", ["db.query.text", "db.statement"])
+def test_a_database_span_shows_its_query_on_one_short_line(name: str) -> None:
+    query = "SELECT *\n  FROM fish\n WHERE " + "name = 'mackerel' AND " * 10
+    (line,) = drawn(span("SELECT", "1", kind="CLIENT", attributes={name: query}))
+    assert line.startswith("  2.00 ms  CLIENT SELECT  SELECT * FROM fish WHERE name = 'mackerel' AND")
+    assert line.endswith("...")
+    assert len(line) < 140
+
+
+def test_an_error_is_marked_with_its_exception() -> None:
+    (line,) = drawn(span("a", "1", status_code="ERROR", events=exception("ZeroDivisionError", "division\nby zero")))
+    assert line == "  2.00 ms  INTERNAL a  ERROR  ZeroDivisionError: division by zero"
+
+
+def test_an_error_without_exception_shows_its_message() -> None:
+    (line,) = drawn(span("a", "1", status_code="ERROR", status_message="gone"))
+    assert line == "  2.00 ms  INTERNAL a  ERROR  gone"
+
+
+@pytest.mark.parametrize("nasty", ["\x1b[2J", "a\r\nb", "\x00", "\u202e", "\x9b", "\u2028"])
+def test_nothing_in_a_span_reaches_the_terminal_as_a_control_character(nasty: str) -> None:
+    lines = render(
+        [
+            span(
+                nasty,
+                "1",
+                kind="SERVER",
+                status_code="ERROR",
+                attributes={"http.response.status_code": nasty},
+                events=exception(nasty, nasty),
+                resource={"service.name": nasty, "process.pid": nasty},
+            ),
+            span("q", "2", "1", kind="CLIENT", attributes={"db.query.text": nasty}, status_message=nasty),
+        ]
+    )
+    for line in lines:
+        assert line.isprintable(), ascii(line)
+
+
+def test_a_child_in_another_process_says_which() -> None:
+    child = span("b", "2", "1", resource={"service.name": "stock", "process.pid": 77})
+    assert drawn(span("a", "1"), child)[1] == "  2.00 ms  └─ INTERNAL b  (stock  pid 77)"
+
+
+def test_a_resource_without_names_is_drawn() -> None:
+    assert "unknown_service  pid ?" in next(iter(render([span("a", "1", resource={})])))
+
+
+def test_spans_that_are_each_others_parents_are_drawn_once() -> None:
+    lines = drawn(span("a", "1", "2"), span("b", "2", "1"), span("c", "3", "3"))
+    assert sorted(line.split("INTERNAL ")[1][0] for line in lines) == ["a", "b", "c"]
+
+
+def test_a_span_that_arrived_twice_is_drawn_twice_and_its_children_once() -> None:
+    lines = drawn(span("a", "1"), span("a", "1"), span("b", "2", "1"))
+    assert [line.split("INTERNAL ")[1] for line in lines] == ["a", "b", "a"]
+
+
+def test_a_very_deep_trace_is_drawn() -> None:
+    assert len(drawn(*(span("s", str(n), str(n - 1) if n else "") for n in range(3000)))) == 3000
