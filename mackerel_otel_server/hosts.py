@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -90,27 +89,28 @@ def _import_uwsgi() -> object:
 
 
 def _gunicorn() -> Host | None:
-    """Look for Gunicorn's arbiter among the main thread's frames.
+    """Look for Gunicorn's arbiter among the frames of this process.
 
     Gunicorn offers no other way to code that none of its hooks called. A worker never leaves ``Arbiter.spawn_worker``
     (gunicorn/arbiter.py), so its frame tells the two apart. Should the names change, the role is OTHER: tracing starts
     with the first span, and the service name is taken from elsewhere.
     """
-    in_worker = False
-    for frame in _main_thread_frames():
-        if frame.f_globals.get("__name__") != "gunicorn.arbiter":
-            continue
-        in_worker = in_worker or frame.f_code.co_name == "spawn_worker"
-        if frame.f_code.co_name in ("run", "__init__"):
-            app = getattr(frame.f_locals.get("self"), "app", None) or frame.f_locals.get("app")
-            uri = getattr(app, "app_uri", None)
-            role = Role.GUNICORN_WORKER if in_worker else Role.GUNICORN_ARBITER
-            return Host(role, uri if isinstance(uri, str) else None)
+    # All threads: under gevent the main thread's ident is not the one that `sys` knows.
+    for frame in sys._current_frames().values():  # noqa: SLF001 - documented
+        in_worker = False
+        for caller in _stack(frame):
+            if caller.f_globals.get("__name__") != "gunicorn.arbiter":
+                continue
+            in_worker = in_worker or caller.f_code.co_name == "spawn_worker"
+            if caller.f_code.co_name in ("run", "__init__"):
+                app = getattr(caller.f_locals.get("self"), "app", None) or caller.f_locals.get("app")
+                uri = getattr(app, "app_uri", None)
+                role = Role.GUNICORN_WORKER if in_worker else Role.GUNICORN_ARBITER
+                return Host(role, uri if isinstance(uri, str) else None)
     return None
 
 
-def _main_thread_frames() -> Iterator[FrameType]:
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - documented in `sys`
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back

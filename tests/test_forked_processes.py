@@ -1,0 +1,99 @@
+"""Processes that the application forks by itself start clean: own pid, own instance, nothing sent twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers import environment, gunicorn, server_spans
+
+from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
+
+PARENT = """
+import multiprocessing, os, sys
+import mackerel_otel_server
+mackerel_otel_server.instrument()
+from opentelemetry import trace
+tracer = trace.get_tracer("script")
+
+with tracer.start_as_current_span("queued in the parent"):
+    pass
+with tracer.start_as_current_span("open in the parent"):
+    {fork}
+"""
+
+CHILDREN = {
+    "os.fork": """
+    pid = os.fork()
+    if pid == 0:
+        with tracer.start_as_current_span("of the child"):
+            pass
+        sys.exit(0)
+    os.waitpid(pid, 0)
+""",
+    "multiprocessing": """
+    def work():
+        with tracer.start_as_current_span("of the child"):
+            pass
+        mackerel_otel_server.shutdown()
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+""",
+}
+
+
+def _one(spans: list[ReceivedSpan], name: str) -> ReceivedSpan:
+    (span,) = [span for span in spans if span.name == name]
+    return span
+
+
+@pytest.mark.parametrize("fork", CHILDREN)
+def test_a_forked_process_sends_its_own_spans_with_its_own_identity(
+    tmp_path: Path, receiver: Receiver, fork: str
+) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT.format(fork=CHILDREN[fork]))
+    result = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=environment(receiver, OTEL_BSP_SCHEDULE_DELAY="60000"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    spans = list(receiver.spans)
+    assert len(spans) == 3
+    child, parent = _one(spans, "of the child"), _one(spans, "open in the parent")
+    assert child.parent_span_id == parent.span_id
+    for name in ("process.pid", "service.instance.id"):
+        assert child.resource[name] != parent.resource[name]
+        assert _one(spans, "queued in the parent").resource[name] == parent.resource[name]
+
+
+def test_a_child_that_leaves_by_sys_exit_in_the_middle_of_a_request_sends_nothing_twice(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    (tmp_path / "forking.py").write_text(
+        "import os, sys\n"
+        "def application(environ, start_response):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        sys.exit(0)\n"
+        "    os.waitpid(pid, 0)\n"
+        "    start_response('200 OK', [])\n"
+        "    return [str(os.getpid()).encode()]\n"
+    )
+    env = environment(receiver, OTEL_BSP_SCHEDULE_DELAY="60000")
+    with gunicorn(tmp_path, "--pythonpath", str(tmp_path), env=env, app="forking:application", workers=1) as server:
+        for number in range(4):
+            # Whatever Gunicorn makes of the exit in the child: the response is the application's own affair.
+            server.get(f"/{number}")
+        server.stop()
+        server.wait_for_end_of_session()
+        log = server.log
+    assert sorted(span.name for span in server_spans(receiver.spans)) == ["GET /0", "GET /1", "GET /2", "GET /3"], log

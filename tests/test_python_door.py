@@ -1,0 +1,221 @@
+"""The Python door: instrument() in wsgi.py and manage.py, under every server, with and without the server's hooks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers import (
+    APPS,
+    Server,
+    assert_one_server_span_per_request,
+    environment,
+    gunicorn,
+    running,
+    server_spans,
+    uwsgi,
+    wait_until,
+)
+
+from mackerel_otel_server.cli.receiver import Receiver
+
+UWSGI = "master = true\nenable-threads = true\n"
+
+
+@pytest.mark.parametrize("conf", [None, "python:mackerel_otel_server.conf"], ids=["alone", "beside-conf"])
+@pytest.mark.parametrize("options", [[], ["--preload"], ["-k", "gevent"], ["--threads", "2", "--preload"]], ids=str)
+def test_instrument_in_wsgi_py_makes_one_server_span_per_request_under_gunicorn(
+    tmp_path: Path, receiver: Receiver, conf: str | None, options: list[str]
+) -> None:
+    with gunicorn(tmp_path, *options, env=environment(receiver), conf=conf, app="mysite.traced_wsgi") as server:
+        pids = server.ask_every_worker(2, 10)
+        log = server.stop()
+    assert_one_server_span_per_request(receiver, server, pids)
+    assert log.count("sends traces as 'shop'") == 2, log
+    assert log.count("requests, lost 0") == 2, log
+
+
+@pytest.mark.parametrize("door", ["", "import = mackerel_otel_server.uwsgi\n"], ids=["alone", "beside-import"])
+@pytest.mark.parametrize("mode", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
+def test_instrument_in_wsgi_py_makes_one_server_span_per_request_under_uwsgi(
+    tmp_path: Path, receiver: Receiver, door: str, mode: str
+) -> None:
+    with uwsgi(tmp_path, f"{UWSGI}{mode}{door}module = mysite.traced_wsgi\n", env=environment(receiver)) as server:
+        pids = server.ask_every_worker(2, 10)
+        server.wait_until_idle()
+        log = server.stop()
+    assert_one_server_span_per_request(receiver, server, pids)
+    assert log.count("sends traces as 'shop'") == 2, log
+
+
+def test_a_worker_without_any_hook_of_ours_starts_its_own_pipeline(tmp_path: Path, receiver: Receiver) -> None:
+    # The application overwrites the one hook that uWSGI has: what is left is that the pid is new.
+    (tmp_path / "unhooked.py").write_text(
+        "from mysite.traced_wsgi import application\n"
+        "import uwsgi\n"
+        "uwsgi.post_fork_hook = lambda: None\n"
+    )
+    ini = f"{UWSGI}pythonpath = {tmp_path}\nmodule = unhooked\n"
+    with uwsgi(tmp_path, ini, env=environment(receiver)) as server:
+        pids = server.ask_every_worker(2, 10)
+        server.wait_until_idle()
+        server.stop()
+    assert_one_server_span_per_request(receiver, server, pids)
+
+
+@pytest.mark.parametrize("reloader", [True, False], ids=["reloader", "noreload"])
+def test_instrument_in_manage_py_traces_runserver(tmp_path: Path, receiver: Receiver, reloader: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = [] if reloader else ["--noreload"]
+    command = [sys.executable, str(APPS / "manage.py"), "runserver", f"127.0.0.1:{port}", *options]
+    server = Server(command, tmp_path / "runserver.log", cwd=tmp_path, env=environment(receiver))
+    server.port = port
+    with running(server):
+        server.wait_for_log("Starting development server")
+        wait_until(lambda: _listens(port), "the server listens", lambda: server.log)
+        pids = {server.get("/pid").body.decode() for _ in range(5)}
+        os.killpg(server.process.pid, signal.SIGINT)  # as Ctrl-C does
+        server.wait()
+        server.wait_for_end_of_session()
+        log = server.log
+    assert len(pids) == 1
+    assert (str(server.process.pid) in pids) is not reloader
+    assert_one_server_span_per_request(receiver, server, pids)
+    assert log.count("sends traces as 'shop'") == 1, log
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_management_command_that_only_queries_sends_nothing(tmp_path: Path, receiver: Receiver) -> None:
+    env = environment(receiver, SQLITE_FILE=str(tmp_path / "db.sqlite3"))
+    command = [sys.executable, str(APPS / "manage.py"), "migrate"]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert receiver.requests == []
+    assert "Traceback" not in result.stderr
+
+
+SCRIPT = """
+import mackerel_otel_server
+mackerel_otel_server.instrument({arguments})
+from opentelemetry import trace
+with trace.get_tracer("script").start_as_current_span("work"):
+    pass
+{end}
+"""
+
+
+def _run(tmp_path: Path, receiver: Receiver, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    file = tmp_path / "batch.py"
+    file.write_text(script)
+    return subprocess.run(
+        [sys.executable, str(file)],
+        cwd=tmp_path,
+        env=environment(receiver, **variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_own_spans_of_a_script_arrive_at_its_exit(tmp_path: Path, receiver: Receiver) -> None:
+    result = _run(tmp_path, receiver, SCRIPT.format(arguments="", end=""))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [span.name for span in receiver.spans] == ["work"]
+
+
+def test_shutdown_tells_whether_everything_was_delivered(tmp_path: Path, receiver: Receiver) -> None:
+    script = SCRIPT.format(arguments="", end="print(mackerel_otel_server.shutdown())")
+    assert _run(tmp_path, receiver, script).stdout == "True\n"
+    result = _run(tmp_path, receiver, script, MACKEREL_APIKEY="wrong-key")
+    assert result.stdout == "False\n"
+    assert "sent 0 spans in 0 requests, lost 1" in result.stderr
+
+
+def test_arguments_win_over_the_environment(tmp_path: Path, receiver: Receiver) -> None:
+    arguments = (
+        "service_name='cart', service_version='2.1', environment='staging', "
+        "resource_attributes={'service.namespace': 'acme', 'team.size': 4}"
+    )
+    result = _run(
+        tmp_path,
+        receiver,
+        SCRIPT.format(arguments=arguments, end=""),
+        OTEL_RESOURCE_ATTRIBUTES="service.version=1,deployment.environment.name=production,rack=a%2Cb",
+    )
+    assert result.stderr == ""
+    (span,) = receiver.spans
+    expected = {
+        "service.name": "cart",
+        "service.version": "2.1",
+        "deployment.environment.name": "staging",
+        "service.namespace": "acme",
+        "team.size": 4,
+        "rack": "a,b",
+        "host.name": socket.gethostname(),
+        "telemetry.sdk.language": "python",
+        "telemetry.sdk.name": "opentelemetry",
+        "telemetry.distro.name": "mackerel-otel-server",
+        "process.runtime.name": "cpython",
+    }
+    assert {name: span.resource.get(name) for name in expected} == expected
+    assert not [name for name in span.resource if name.startswith("process.command")]
+
+
+def test_later_arguments_that_differ_are_named_with_the_variable_to_set(tmp_path: Path, receiver: Receiver) -> None:
+    end = (
+        "mackerel_otel_server.instrument(service_name='shop')\n"
+        "mackerel_otel_server.instrument()\n"
+        "mackerel_otel_server.instrument(service_name='cart', environment='staging')\n"
+    )
+    result = _run(tmp_path, receiver, SCRIPT.format(arguments="", end=end))
+    (line,) = result.stderr.splitlines()
+    assert "instrument(service_name='cart', environment='staging') comes too late" in line
+    assert "set OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES=deployment.environment.name=" in line
+
+
+def test_an_argument_of_the_wrong_type_is_an_error_in_the_log_and_nothing_else(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    result = _run(tmp_path, receiver, SCRIPT.format(arguments="service_name=['shop']", end="print('went on')"))
+    assert (result.returncode, result.stdout) == (0, "went on\n")
+    assert "instrument() was given 'service.name'=['shop']" in result.stderr
+    assert receiver.requests == []
+
+
+def test_trace_wsgi_traces_a_callable_by_hand(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "by_hand.py").write_text(
+        "import mackerel_otel_server\n"
+        "from plain import application as plain\n"
+        "mackerel_otel_server.instrument()\n"
+        "plain.attribute = 'kept'\n"
+        "application = mackerel_otel_server.trace_wsgi(mackerel_otel_server.trace_wsgi(plain))\n"
+        "assert application.attribute == 'kept' and application.__name__ == 'application'\n"
+    )
+    env = environment(receiver)
+    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    with gunicorn(tmp_path, env=env, conf=None, app="by_hand:application") as server:
+        pids = server.ask_every_worker(2, 10)
+        server.stop()
+    assert_one_server_span_per_request(receiver, server, pids)
+
+
+def test_a_span_of_its_own_code_is_a_child_of_the_requests_span(tmp_path: Path, receiver: Receiver) -> None:
+    with gunicorn(tmp_path, env=environment(receiver), conf=None, app="mysite.traced_wsgi", workers=1) as server:
+        server.get("/own")
+        server.stop()
+    own = next(span for span in receiver.spans if span.name == "own")
+    assert own.parent_span_id == server_spans(receiver.spans)[0].span_id
