@@ -145,7 +145,6 @@ run_tox() {
   local options=()
   make_venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check 'tox>=4.22'
-  [[ ! -x /usr/bin/python3.11 ]] || export PYTHON311=${PYTHON311:-/usr/bin/python3.11} # see tox.ini
   [[ ${CI:-} != true ]] || options+=(--skip-missing-interpreters=false)
   .venv/bin/tox run "${options[@]}" "$@"
 }

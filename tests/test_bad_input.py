@@ -86,9 +86,7 @@ def test_a_wrong_setting_is_one_message_per_server_start_and_changes_no_response
 
 
 def test_all_problems_are_reported_at_once_in_a_fixed_order(tmp_path: Path, receiver: Receiver) -> None:
-    env = environment(
-        receiver, OTEL_TRACES_SAMPLER="x", MACKEREL_OTEL_SHUTDOWN_TIMEOUT="abc", OTEL_SDK_DISABLED="yes"
-    )
+    env = environment(receiver, OTEL_TRACES_SAMPLER="x", MACKEREL_OTEL_SHUTDOWN_TIMEOUT="abc", OTEL_SDK_DISABLED="yes")
     with gunicorn(tmp_path, env=env) as server:
         server.ask_every_worker(2, 2)
         log = server.stop()
@@ -165,7 +163,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
 

@@ -12,7 +12,7 @@ from servers import assert_one_server_span_per_request, environment, gunicorn, s
 
 from mackerel_otel_server.cli.receiver import Receiver
 
-LITERAL = 'from mackerel_otel_server.gunicorn import install\n\ninstall(globals())\n'
+LITERAL = "from mackerel_otel_server.gunicorn import install\n\ninstall(globals())\n"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_dead_process_is_replaced_and_the_others_go_on(tmp_path: Path, receive
     with gunicorn(tmp_path, env=environment(receiver, OTEL_BSP_SCHEDULE_DELAY="50")) as server:
         first = server.ask_every_worker(2, 4)
         wait_until(lambda: len(server_spans(receiver.spans)) == server.answered, "all spans", lambda: server.log)
-        victim = sorted(first)[0]
+        victim = min(first)
         subprocess.run(["kill", "-KILL", victim], check=True, timeout=10)
         server.wait_for_log("sends traces as", count=3)
         second = server.ask_every_worker(2, 4)

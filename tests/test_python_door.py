@@ -56,9 +56,7 @@ def test_instrument_in_wsgi_py_makes_one_server_span_per_request_under_uwsgi(
 def test_a_worker_without_any_hook_of_ours_starts_its_own_pipeline(tmp_path: Path, receiver: Receiver) -> None:
     # The application overwrites the one hook that uWSGI has: what is left is that the pid is new.
     (tmp_path / "unhooked.py").write_text(
-        "from mysite.traced_wsgi import application\n"
-        "import uwsgi\n"
-        "uwsgi.post_fork_hook = lambda: None\n"
+        "from mysite.traced_wsgi import application\nimport uwsgi\nuwsgi.post_fork_hook = lambda: None\n"
     )
     ini = f"{UWSGI}pythonpath = {tmp_path}\nmodule = unhooked\n"
     with uwsgi(tmp_path, ini, env=environment(receiver)) as server:

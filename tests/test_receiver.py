@@ -8,11 +8,12 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from opentelemetry.proto.trace.v1.trace_pb2 import Status as SpanStatus
 
 from mackerel_otel_server.cli.receiver import MAX_BODY_BYTES, ReceivedRequest, ReceivedSpan, Receiver
 
@@ -121,7 +122,7 @@ def test_a_span_arrives_with_everything_it_carries(receiver: Receiver) -> None:
     span.attributes.add(key="list").value.array_value.values.add().int_value = 7
     pair = span.attributes.add(key="map").value.kvlist_value.values.add(key="inner")
     pair.value.string_value = "y"
-    span.status.code, span.status.message = 2, "gone"
+    span.status.code, span.status.message = SpanStatus.STATUS_CODE_ERROR, "gone"
     event = span.events.add(name="exception", time_unix_nano=8)
     event.attributes.add(key="exception.type").value.string_value = "ValueError"
 

@@ -49,7 +49,7 @@ def _trace(name: str, module: Any) -> None:
         if _apply_own_instrumentation(name, module):
             return
         # Here, not above: it brings opentelemetry.instrumentation.dbapi along, which only a driver needs.
-        from mackerel_otel_server.tracing import drivers  # noqa: PLC0415
+        from mackerel_otel_server.tracing import drivers
 
         for part, patch in drivers.PATCHES[name].items():
             register_post_import_hook(functools.partial(_patch, patch), part)

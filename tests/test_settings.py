@@ -1,0 +1,223 @@
+"""The environment becomes settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mackerel_otel_server.settings import MACKEREL_ENDPOINT, Arguments, Settings, SettingsError, read
+
+KEY = {"MACKEREL_APIKEY": "the-key", "OTEL_SERVICE_NAME": "shop"}
+COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
+def problems(**variables: str) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as error:
+        read({**KEY, **variables})
+    return error.value.problems
+
+
+def problem(**variables: str) -> str:
+    (only,) = problems(**variables)
+    return only
+
+
+def test_a_key_is_all_that_is_needed() -> None:
+    settings = read({"MACKEREL_APIKEY": "the-key"}, application="mysite.wsgi:application")
+    assert settings == Settings(
+        service_name="mysite",
+        resource_attributes={"service.name": "mysite"},
+        exporters=("otlp",),
+        endpoint=MACKEREL_ENDPOINT,
+        api_key="the-key",
+        headers={},
+        timeout=10.0,
+        compression="gzip",
+        certificate=None,
+        client_key=None,
+        client_certificate=None,
+        sampler="parentbased_always_on",
+        sampler_ratio=1.0,
+        schedule_delay=5000,
+        max_queue_size=2048,
+        max_export_batch_size=512,
+        shutdown_timeout=5.0,
+        warnings=settings.warnings,
+    )
+    assert [warning[:26] for warning in settings.warnings] == ["no service name is set: sp"]
+
+
+def test_the_key_is_not_in_the_repr() -> None:
+    settings = read({**KEY, "OTEL_EXPORTER_OTLP_HEADERS": "authorization=secret"})
+    assert "the-key" not in repr(settings)
+    assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("variables", "key"),
+    [
+        ({"MACKEREL_APIKEY": "a", "MACKEREL_API_KEY": "b"}, "a"),
+        ({"MACKEREL_APIKEY": "", "MACKEREL_API_KEY": "b"}, "b"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "Mackerel-Api-Key=c,Accept=*/*"}, "c"),
+    ],
+)
+def test_the_key_comes_from_the_first_variable_that_is_set(variables: dict[str, str], key: str) -> None:
+    assert read({"OTEL_SERVICE_NAME": "shop", **variables}).api_key == key
+
+
+def test_the_key_variables_go_before_the_key_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("  from-file\n")
+    file = {"MACKEREL_APIKEY_FILE": str(tmp_path / "key")}
+    assert read(file).api_key == "from-file"
+    assert read({**file, **KEY}).api_key == "the-key"
+
+
+def test_a_key_file_that_is_empty_or_no_text_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(" \n")
+    assert "is empty" in problem(MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE=str(tmp_path / "key"))
+    (tmp_path / "key").write_bytes(b"\xff\xfe")
+    assert "not UTF-8" in problem(MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE=str(tmp_path / "key"))
+
+
+@pytest.mark.parametrize("key", ["two words", "k3y\n", " k3y", "k3y\r", "schlüssel", "k3y\x00"])
+def test_what_cannot_be_a_key_is_an_error_that_does_not_show_it(key: str) -> None:
+    message = problem(MACKEREL_APIKEY=key)
+    assert message.startswith("MACKEREL_APIKEY holds")
+    assert key.strip() not in message
+
+
+@pytest.mark.parametrize(
+    ("variables", "endpoint", "key"),
+    [
+        ({"MACKEREL_OTEL_ENDPOINT": "http://127.0.0.1:1/x"}, "http://127.0.0.1:1/x", "the-key"),
+        ({"MACKEREL_OTEL_ENDPOINT": "http://[::1]:1/x"}, "http://[::1]:1/x", "the-key"),
+        ({"MACKEREL_OTEL_ENDPOINT": "http://localhost/x", COLLECTOR: "http://b"}, "http://localhost/x", "the-key"),
+        ({COLLECTOR: "http://collector:4318"}, "http://collector:4318/v1/traces", None),
+        ({COLLECTOR: "http://collector:4318/"}, "http://collector:4318/v1/traces", None),
+        ({COLLECTOR: "http://collector:4318/base"}, "http://collector:4318/base/v1/traces", None),
+        (
+            {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector/t", COLLECTOR: "http://b"},
+            "http://collector/t",
+            None,
+        ),
+        ({COLLECTOR: "https://otlp-vaxila.mackerelio.com"}, MACKEREL_ENDPOINT, "the-key"),
+        ({COLLECTOR: "https://mackerelio.com.example.org"}, "https://mackerelio.com.example.org/v1/traces", None),
+        ({COLLECTOR: "https://notmackerelio.com"}, "https://notmackerelio.com/v1/traces", None),
+    ],
+)
+def test_the_key_goes_to_mackerel_and_to_the_operators_stand_in_only(
+    variables: dict[str, str], endpoint: str, key: str | None
+) -> None:
+    settings = read({**KEY, **variables})
+    assert (settings.endpoint, settings.api_key) == (endpoint, key)
+
+
+def test_a_collector_needs_no_key_and_gets_none_from_the_headers_variable() -> None:
+    settings = read(
+        {
+            COLLECTOR: "http://c:4318",
+            "OTEL_EXPORTER_OTLP_HEADERS": "MACKEREL-API-KEY=k,x-a=1%202",
+            "MACKEREL_APIKEY": "",
+        }
+    )
+    assert settings.api_key is None
+    assert settings.headers == {"x-a": "1 2"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({COLLECTOR: "localhost:4318"}, "type OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318"),
+        ({COLLECTOR: "http://"}, "is not an http or https URL"),
+        ({COLLECTOR: "ftp://c:4318"}, "is not an http or https URL"),
+        ({COLLECTOR: "http://c:port"}, "is not a URL"),
+        ({"MACKEREL_OTEL_ENDPOINT": "https://proxy"}, "has no path; type the full traces URL: https://proxy/v1/traces"),
+        ({"MACKEREL_OTEL_ENDPOINT": "http://proxy/x"}, "type MACKEREL_OTEL_ENDPOINT=https://proxy/x"),
+        ({COLLECTOR: "http://otlp-vaxila.mackerelio.com"}, "would send the API key unencrypted"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http/protobuf only"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json"}, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL='http/json'"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "secret"}, "OTEL_EXPORTER_OTLP_HEADERS: an item is not of the form key=value"),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "OTEL_EXPORTER_OTLP_TIMEOUT='soon' is not a number"),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "0"}, "is not a number of at least 0.001"),
+        ({"OTEL_EXPORTER_OTLP_COMPRESSION": "zip"}, "type one of gzip, deflate, none"),
+        ({"OTEL_EXPORTER_OTLP_CERTIFICATE": "missing.pem"}, "OTEL_EXPORTER_OTLP_CERTIFICATE='missing.pem' cannot be"),
+        ({"OTEL_TRACES_EXPORTER": "oltp"}, "OTEL_TRACES_EXPORTER='oltp': oltp is not known"),
+        ({"OTEL_TRACES_SAMPLER": "always"}, "OTEL_TRACES_SAMPLER='always' is not known"),
+        (
+            {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "10%"},
+            "OTEL_TRACES_SAMPLER_ARG='10%' is not a number from 0 to 1",
+        ),
+        ({"OTEL_PROPAGATORS": "tracecontext,b4"}, "OTEL_PROPAGATORS='tracecontext,b4': 'b4' is not installed"),
+        ({"OTEL_SDK_DISABLED": "ture"}, "OTEL_SDK_DISABLED='ture' is neither true nor false"),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "0"}, "OTEL_BSP_SCHEDULE_DELAY='0' is not a whole number of at least 1"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "100", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "101"}, "is larger than"),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "-1"}, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT='-1'"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "a=1,b"}, "OTEL_RESOURCE_ATTRIBUTES: 'b' is not of the form key=value"),
+        ({"MACKEREL_OTEL_SHUTDOWN_TIMEOUT": "abc"}, "MACKEREL_OTEL_SHUTDOWN_TIMEOUT='abc' is not a number"),
+        ({"MACKEREL_OTEL_SHUTDOWN_TIMEOUT": "-1"}, "MACKEREL_OTEL_SHUTDOWN_TIMEOUT='-1' is not a number of at least 0"),
+        ({"MACKEREL_OTEL_SHUTDOWN_TIMEOUT": "inf"}, "MACKEREL_OTEL_SHUTDOWN_TIMEOUT='inf' is not a number"),
+    ],
+)
+def test_a_value_that_cannot_be_understood_is_one_problem_that_says_what_to_type(
+    variables: dict[str, str], words: str
+) -> None:
+    assert words in problem(**variables)
+    assert "secret" not in problem(**variables)
+
+
+def test_empty_equals_unset() -> None:
+    names = (
+        COLLECTOR,
+        "MACKEREL_OTEL_ENDPOINT",
+        "OTEL_TRACES_EXPORTER",
+        "OTEL_TRACES_SAMPLER",
+        "OTEL_BSP_SCHEDULE_DELAY",
+        "OTEL_EXPORTER_OTLP_TIMEOUT",
+        "OTEL_PROPAGATORS",
+        "OTEL_SDK_DISABLED",
+        "MACKEREL_OTEL_SHUTDOWN_TIMEOUT",
+        "OTEL_SPAN_LINK_COUNT_LIMIT",
+    )
+    assert read({**KEY, **dict.fromkeys(names, "")}) == read(KEY)
+
+
+def test_a_timeout_in_milliseconds_is_pointed_out() -> None:
+    (warning,) = read({**KEY, "OTEL_EXPORTER_OTLP_TIMEOUT": "10000"}).warnings
+    assert warning.startswith("OTEL_EXPORTER_OTLP_TIMEOUT=10000 is taken as seconds")
+
+
+def test_a_small_queue_alone_is_no_error() -> None:
+    assert read({**KEY, "OTEL_BSP_MAX_QUEUE_SIZE": "100"}).max_export_batch_size == 100
+
+
+@pytest.mark.parametrize("exporters", ["none", "console"])
+def test_nothing_of_the_far_end_is_needed_where_nothing_goes(exporters: str) -> None:
+    settings = read({"OTEL_TRACES_EXPORTER": exporters, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+    assert settings.api_key is None
+    assert settings.exporters == (() if exporters == "none" else ("console",))
+
+
+@pytest.mark.parametrize(
+    ("application", "environ", "script", "name"),
+    [
+        ("mysite.wsgi:application", {"DJANGO_SETTINGS_MODULE": "other.settings"}, "/bin/x", "mysite"),
+        ("shop:make_app()", {}, "", "shop"),
+        (None, {"DJANGO_SETTINGS_MODULE": "mysite.settings.production"}, "/srv/manage.py", "mysite"),
+        (None, {}, "/srv/batch.py", "batch"),
+        (None, {}, "/srv/nightly/__main__.py", "nightly"),
+        (None, {}, "-c", "unknown_service:python"),
+    ],
+)
+def test_the_service_name_falls_back_in_this_order(
+    application: str | None, environ: dict[str, str], script: str, name: str
+) -> None:
+    settings = read({"MACKEREL_APIKEY": "k", **environ}, application=application, script=script)
+    assert settings.service_name == settings.resource_attributes["service.name"] == name
+    assert len(settings.warnings) == 1
+
+
+def test_otel_service_name_goes_before_the_resource_attributes_and_arguments_before_both() -> None:
+    environ = {**KEY, "OTEL_RESOURCE_ATTRIBUTES": "service.name=other,service.version=%31"}
+    assert read(environ).resource_attributes == {"service.name": "shop", "service.version": "1"}
+    assert read(environ, Arguments(service_name="cart")).service_name == "cart"
