@@ -36,6 +36,18 @@ def install(namespace: dict[str, Any]) -> None:
     tracing_worker.register()
 
 
+def add_hooks(config: Any) -> None:
+    """Add this package's hooks to a configuration that Gunicorn has read already.
+
+    Args:
+        config: The server's ``gunicorn.config.Config``.
+    """
+    for name, ours in _HOOKS.items():
+        theirs = getattr(config, name)
+        if not hasattr(theirs, _INSTALLED):
+            config.set(name, _after(name, theirs, ours))
+
+
 def on_starting(server: Any) -> None:
     """Arbiter, once: log what is wrong with the settings before any worker starts, and import what all will need."""
     try:
@@ -55,8 +67,10 @@ def post_fork(server: Any, worker: Any) -> None:
     """
     try:
         _log_to(worker.log)
-        if not _is_gevent(type(worker)):
-            tracing_worker.register(application=_application(server))
+        tracing_worker.register(application=_application(server))
+        if _is_gevent(type(worker)):
+            tracing_worker.read_settings()
+        else:
             tracing_worker.start()
     except Exception:
         log.exception("tracing cannot start, the application serves without it")

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mackerel_otel_server import log, settings, worker
 
@@ -36,6 +36,8 @@ class Host:
     role: Role
     application: str | None = None
     """What the server was told to serve, as it was typed."""
+    gunicorn_config: Any = None
+    """Gunicorn's own ``gunicorn.config.Config``, into which hooks can still be put."""
 
 
 def instrument(arguments: Arguments) -> None:
@@ -43,26 +45,28 @@ def instrument(arguments: Arguments) -> None:
     try:
         host = current()
         worker.register(arguments=arguments, application=host.application)
-        _start(host.role)
+        _start(host)
     except Exception:
         log.log.exception("tracing cannot start, the application serves without it")
 
 
-def _start(role: Role) -> None:
-    if role is Role.UWSGI:
+def _start(host: Host) -> None:
+    if host.role is Role.UWSGI:
         # Imported for what it does: the hooks after fork and at exit.
         import mackerel_otel_server.uwsgi  # noqa: F401
-    elif role in (Role.GUNICORN_ARBITER, Role.GUNICORN_WORKER):
+    elif host.role in (Role.GUNICORN_ARBITER, Role.GUNICORN_WORKER):
+        from mackerel_otel_server import gunicorn
+
         log.to_gunicorn(logging.getLogger("gunicorn.error"))
-        if role is Role.GUNICORN_ARBITER:
-            # What kind its workers are is not known here.
-            worker.check(preload=False)
-        else:
+        # The application is being loaded, so most of the hooks are yet to come. They go when a HUP reads the
+        # configuration again; under preload_app the workers then start with their first request.
+        gunicorn.add_hooks(host.gunicorn_config)
+        if host.role is Role.GUNICORN_WORKER:
             worker.start()
-    elif role is Role.RUNSERVER:
+    elif host.role is Role.RUNSERVER:
         log.to_stderr()
         worker.start()
-    elif role is Role.OTHER:
+    elif host.role is Role.OTHER:
         # It may be a Celery worker that is about to fork, or a command that ends at once.
         worker.start(with_first_span=True)
 
@@ -102,11 +106,12 @@ def _gunicorn() -> Host | None:
             if caller.f_globals.get("__name__") != "gunicorn.arbiter":
                 continue
             in_worker = in_worker or caller.f_code.co_name == "spawn_worker"
-            if caller.f_code.co_name in ("run", "__init__"):
-                app = getattr(caller.f_locals.get("self"), "app", None) or caller.f_locals.get("app")
+            arbiter = caller.f_locals.get("self")
+            config, app = getattr(arbiter, "cfg", None), getattr(arbiter, "app", None)
+            if caller.f_code.co_name in ("run", "__init__") and config is not None:
                 uri = getattr(app, "app_uri", None)
                 role = Role.GUNICORN_WORKER if in_worker else Role.GUNICORN_ARBITER
-                return Host(role, uri if isinstance(uri, str) else None)
+                return Host(role, uri if isinstance(uri, str) else None, config)
     return None
 
 

@@ -31,6 +31,7 @@ _reported: set[str] = set()
 _lock = threading.RLock()
 _started_in_pid = 0
 _settings: Settings | None = None
+_settings_of_pid = 0
 _processor: ForkAwareSpanProcessor | None = None
 _stopped_in_pid = 0
 
@@ -86,6 +87,13 @@ def check(*, preload: bool) -> bool:
         except Exception:
             log.debug("the workers will say what is wrong", exc_info=True)
     return True
+
+
+def read_settings() -> None:
+    """Read the settings now and start later, for a worker that is about to lose the right to read the key file."""
+    global _settings, _settings_of_pid
+    if not settings_module.is_disabled():
+        _settings, _settings_of_pid = _read_settings(), os.getpid()
 
 
 def start(*, with_first_span: bool = False) -> bool:
@@ -144,7 +152,7 @@ def stop(timeout: float | None = None) -> bool:
 
 def _start() -> bool:
     """Start what this process lacks; what it inherited from a tracing parent stays in use."""
-    global _settings, _processor
+    global _processor
     if settings_module.is_disabled():
         log.debug("OTEL_SDK_DISABLED is true: nothing is traced")
         return False
@@ -159,12 +167,12 @@ def _start() -> bool:
             type(trace.get_tracer_provider()).__module__,
         )
         return False
-    settings = _read_settings()
-    if settings is None:
+    if _settings_of_pid != os.getpid():
+        read_settings()
+    if _settings is None:
         return False
     pipeline, wsgi = _import_what_start_needs()
-    _settings = settings
-    provider, _processor = pipeline.make_tracer_provider(settings, _log_start)
+    provider, _processor = pipeline.make_tracer_provider(_settings, _log_start)
     trace.set_tracer_provider(provider)
     wsgi.prepare()
     atexit.register(stop)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import http.server
+import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -197,14 +198,20 @@ def _refusing() -> Iterator[str]:
         yield receiver.url
 
 
-FAR_ENDS = {"down": _down, "refuses the key": _refusing, "answers 500": lambda: _far_end(500), "is silent": _silent}
+FAR_ENDS: dict[str, tuple[Callable[[], AbstractContextManager[str]], str]] = {
+    "is down": (_down, "did not answer ([Errno 111] Connection refused)"),
+    "refuses the key": (_refusing, "answered 400 Bad Request; is the API key right, and has it write permission?"),
+    "answers 500": (lambda: _far_end(500), "answered 500 Internal Server Error"),
+    "never answers": (_silent, ""),
+}
 
 
 @pytest.mark.parametrize("far_end", FAR_ENDS)
 def test_a_far_end_that_fails_changes_no_response_and_holds_up_no_exit(
     tmp_path: Path, untouched: dict[str, Response], far_end: str
 ) -> None:
-    with FAR_ENDS[far_end]() as url:
+    far_end_at, message = FAR_ENDS[far_end]
+    with far_end_at() as url:
         env = environment(
             MACKEREL_OTEL_ENDPOINT=url,
             MACKEREL_APIKEY=KEY,
@@ -217,9 +224,44 @@ def test_a_far_end_that_fails_changes_no_response_and_holds_up_no_exit(
             log = server.stop()
             took = time.monotonic() - began
     assert "sent 0 spans in 0 requests, lost" in log, log
+    if message:
+        assert len(re.findall(rf"the endpoint takes no spans: {re.escape(url)} {re.escape(message)}", log)) == 1, log
     # Gunicorn itself takes up to 1.1 s; the rest is the shutdown timeout and 0.5 s.
     assert took < 1.1 + 2 + 0.5, log
     assert KEY not in log
+
+
+def test_a_far_end_that_never_answers_is_one_message_after_the_timeout(tmp_path: Path) -> None:
+    with _silent() as url:
+        env = environment(
+            MACKEREL_OTEL_ENDPOINT=url,
+            MACKEREL_APIKEY=KEY,
+            OTEL_BSP_SCHEDULE_DELAY="100",
+            OTEL_EXPORTER_OTLP_TIMEOUT="1",
+        )
+        # Django switches off the loggers of OpenTelemetry, too.
+        with gunicorn(tmp_path, env=env, workers=1, app="mysite.wsgi") as server:
+            server.get("/own")
+            server.wait_for_log(rf"the endpoint takes no spans: {re.escape(url)} did not answer \(.*timed out")
+            server.stop()
+
+
+def test_the_key_file_is_read_before_the_worker_goes_on(tmp_path: Path, receiver: Receiver) -> None:
+    # Gunicorn drops privileges between post_fork and post_worker_init, in which a gevent worker starts to trace.
+    (tmp_path / "gunicorn.conf.py").write_text(
+        "worker_class = 'gevent'\n"
+        "def post_worker_init(worker):\n"
+        "    import os\n"
+        "    os.remove('key')\n"
+        "from mackerel_otel_server.gunicorn import install\n"
+        "install(globals())\n"
+    )
+    (tmp_path / "key").write_text(KEY)
+    env = environment(receiver, MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE="key")
+    with gunicorn(tmp_path, env=env, conf=None, workers=1) as server:
+        server.get()
+        server.stop()
+    assert [request.status for request in receiver.requests] == [200]
 
 
 def test_a_shutdown_timeout_of_zero_sends_nothing_more(tmp_path: Path, receiver: Receiver) -> None:

@@ -157,7 +157,7 @@ def test_a_configuration_file_that_gunicorn_reads_is_not_called_ignored(tmp_path
     with gunicorn(tmp_path, env=environment(receiver), conf=None) as server:
         server.ask_every_worker(2, 2)
         log = server.stop()
-    assert "ignored" not in log
+    assert "gunicorn.conf.py is ignored" not in log
 
 
 def test_the_service_name_falls_back_to_the_applications_top_package(tmp_path: Path, receiver: Receiver) -> None:

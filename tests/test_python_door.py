@@ -53,6 +53,36 @@ def test_instrument_in_wsgi_py_makes_one_server_span_per_request_under_uwsgi(
     assert log.count("sends traces as 'shop'") == 2, log
 
 
+def test_after_a_sighup_has_removed_the_hooks_new_workers_start_their_own_pipeline(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    env = environment(receiver)
+    with gunicorn(tmp_path, "--preload", env=env, conf=None, app="mysite.traced_wsgi") as server:
+        first = server.ask_every_worker(2, 4)
+        server.send(signal.SIGHUP)
+        server.wait_for_log("sent .* lost 0", count=2)
+        second = server.ask_every_worker(2, 4)
+        log = server.stop()
+    assert not first & second
+    assert log.count("requests, lost 0") == 4, log
+    assert_one_server_span_per_request(receiver, server, first | second)
+
+
+def test_instrument_in_the_application_traces_a_plain_callable_under_gunicorn(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    (tmp_path / "instrumented.py").write_text(
+        "import mackerel_otel_server\nmackerel_otel_server.instrument()\nfrom plain import application\n"
+    )
+    env = environment(receiver, OTEL_SERVICE_NAME="")
+    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    with gunicorn(tmp_path, env=env, conf=None, app="instrumented:application") as server:
+        pids = server.ask_every_worker(2, 4)
+        server.stop()
+    assert_one_server_span_per_request(receiver, server, pids)
+    assert {span.resource["service.name"] for span in receiver.spans} == {"instrumented"}
+
+
 def test_a_worker_without_any_hook_of_ours_starts_its_own_pipeline(tmp_path: Path, receiver: Receiver) -> None:
     # The application overwrites the one hook that uWSGI has: what is left is that the pid is new.
     (tmp_path / "unhooked.py").write_text(
@@ -75,7 +105,7 @@ def test_instrument_in_manage_py_traces_runserver(tmp_path: Path, receiver: Rece
     server = Server(command, tmp_path / "runserver.log", cwd=tmp_path, env=environment(receiver))
     server.port = port
     with running(server):
-        server.wait_for_log("Starting development server")
+        server.wait_for_log("Starting (WSGI )?development server")
         wait_until(lambda: _listens(port), "the server listens", lambda: server.log)
         pids = {server.get("/pid").body.decode() for _ in range(5)}
         os.killpg(server.process.pid, signal.SIGINT)  # as Ctrl-C does

@@ -12,7 +12,8 @@ from opentelemetry import trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from wsgiref.types import StartResponse, WSGIEnvironment
+
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 # The rows come with the query: a demo leaves no file behind.
 QUERY = "SELECT column1, column2 FROM (VALUES ('mackerel', 480), ('saury', 350)) WHERE column2 < ?"

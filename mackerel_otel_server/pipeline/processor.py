@@ -61,7 +61,7 @@ class Pipeline:
         """Build what the settings describe. Starts threads: call after the fork only."""
         processors: list[tuple[SpanProcessor, CountingExporter]] = []
         for name in settings.exporters:
-            exporter = CountingExporter(make_exporter(name, settings))
+            exporter = make_exporter(name, settings)
             processor = BatchSpanProcessor(
                 exporter,
                 max_queue_size=settings.max_queue_size,

@@ -1,0 +1,133 @@
+"""What the documents claim is what the code does."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from servers import assert_one_server_span_per_request, environment, gunicorn, uwsgi
+
+import mackerel_otel_server.settings
+from mackerel_otel_server.cli.receiver import Receiver
+
+ROOT = Path(__file__).parents[1]
+ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
+JAPANESE = (ROOT / "README.ja.md").read_text(encoding="utf-8")
+SETTINGS = Path(mackerel_otel_server.settings.__file__).read_text(encoding="utf-8")
+
+
+def _blocks(text: str, language: str = r"\w*") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def _commands(text: str) -> list[str]:
+    """Return the code blocks without their comments, which are translated."""
+    return [re.sub(r"\s+#.*", "", block) for block in _blocks(text, "(?:sh|ini|python)")]
+
+
+def _tables(text: str) -> list[int]:
+    return [len(table.splitlines()) for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+
+
+def test_both_readmes_have_the_same_sections_commands_and_tables() -> None:
+    levels = [[len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)] for text in (ENGLISH, JAPANESE)]
+    assert levels[0] == levels[1]
+    assert _commands(ENGLISH) == _commands(JAPANESE)
+    assert _tables(ENGLISH) == _tables(JAPANESE)
+    names = [set(re.findall(r"(?:OTEL|MACKEREL)_[A-Z_]+", text)) for text in (ENGLISH, JAPANESE)]
+    assert names[0] == names[1]
+
+
+def test_every_variable_of_the_readme_is_one_that_is_read_and_the_other_way_round() -> None:
+    table = ENGLISH[ENGLISH.index("| variable |") : ENGLISH.index("Do not give the key")]
+    table = table.replace("[TRACES_]", "").replace("`…CLIENT", "`OTEL_EXPORTER_OTLP_CLIENT")
+    documented = set(re.findall(r"`((?:OTEL|MACKEREL)_[A-Z_]+)`", table))
+    prefixes = tuple(re.findall(r"`((?:OTEL)_[A-Z_]+)…", table))
+    read = {name.replace("_TRACES_", "_") for name in re.findall(r'"((?:OTEL|MACKEREL)_[A-Z_]+)"', SETTINGS)}
+    read = {name if name != "OTEL_EXPORTER" else "OTEL_TRACES_EXPORTER" for name in read}
+    documented = {name.replace("_TRACES_", "_") for name in documented}
+    documented = {name if name != "OTEL_EXPORTER" else "OTEL_TRACES_EXPORTER" for name in documented}
+    unread = {name for name in documented - read if not name.startswith(prefixes)}
+    undocumented = {
+        name for name in read - documented if not name.startswith(prefixes) and name != "OTEL_EXPORTER_OTLP_PROTOCOL"
+    }
+    assert (unread, undocumented) == (set(), set())
+
+
+def test_each_message_in_troubleshooting_is_one_that_the_package_writes() -> None:
+    source = "".join(
+        file.read_text(encoding="utf-8") for file in Path(mackerel_otel_server.__file__).parent.rglob("*.py")
+    )
+    section = ENGLISH[ENGLISH.index("## Troubleshooting") : ENGLISH.index("Limits:")]
+    messages = re.findall(r"^\| `(.*?)` \|", section, re.MULTILINE)
+    assert len(messages) > 5
+    for message in messages:
+        words = max(re.split(r"…|\(|\)|\d+|gunicorn\.conf\.py", message), key=len).strip()
+        assert words in source, message
+
+
+@pytest.mark.parametrize("language", ["ini"])
+def test_the_uwsgi_ini_of_the_readme_traces(tmp_path: Path, receiver: Receiver, language: str) -> None:
+    (block,) = _blocks(ENGLISH, language)
+    with uwsgi(tmp_path, block.removeprefix("[uwsgi]\n"), env=environment(receiver)) as server:
+        pids = server.ask_every_worker(2, 4)
+        server.wait_until_idle()
+        server.stop()
+    assert_one_server_span_per_request(receiver, server, pids)
+
+
+def test_the_uwsgi_example_traces(tmp_path: Path, receiver: Receiver) -> None:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "conf_examples" / "mackerel_otel_server.ini")
+    options = dict(parser["uwsgi"])
+    del options["http-socket"], options["processes"], options["need-app"]  # the test's own stand in their place
+    ini = "".join(f"{name} = {value}\n" for name, value in options.items())
+    with uwsgi(tmp_path, ini, env=environment(receiver)) as server:
+        pids = server.ask_every_worker(2, 4)
+        server.wait_until_idle()
+        server.stop()
+    assert_one_server_span_per_request(receiver, server, pids)
+
+
+def test_the_two_lines_of_the_readme_trace(tmp_path: Path, receiver: Receiver) -> None:
+    lines = next(block for block in _blocks(ENGLISH, "python") if "install(globals())" in block)
+    (tmp_path / "gunicorn.conf.py").write_text(lines)
+    with gunicorn(tmp_path, env=environment(receiver), conf=None) as server:
+        pids = server.ask_every_worker(2, 4)
+        server.stop()
+    assert_one_server_span_per_request(receiver, server, pids)
+
+
+def test_the_own_spans_of_the_readme_are_made(tmp_path: Path, receiver: Receiver) -> None:
+    own = next(block for block in _blocks(ENGLISH, "python") if "start_as_current_span" in block)
+    (tmp_path / "ordering.py").write_text(
+        own + "\ndef application(environ, start_response):\n"
+        "    order(7)\n    start_response('200 OK', [])\n    return [b'ok']\n"
+    )
+    env = environment(receiver)
+    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    with gunicorn(tmp_path, env=env, app="ordering:application", workers=1) as server:
+        server.get()
+        server.stop()
+    (span,) = [span for span in receiver.spans if span.name == "order"]
+    assert span.attributes == {"id": 7}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11; the other environments check it")
+def test_the_oldest_versions_that_are_tested_are_those_that_are_claimed() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    claimed = dict(
+        requirement.split(">=")
+        for requirement in [*project["dependencies"], *project["optional-dependencies"]["gunicorn"]]
+    )
+    tox = configparser.ConfigParser()
+    tox.read(ROOT / "tox.ini")
+    oldest = tox["testenv:oldest"]["deps"]
+    for name, version in claimed.items():
+        assert re.search(rf"^{re.escape(name)}=={re.escape(version)}(\.0)*$", oldest, re.MULTILINE), name
