@@ -7,7 +7,6 @@ https://docs.gunicorn.org/en/stable/settings.html#server-hooks
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -87,13 +86,9 @@ def post_worker_init(worker: Any) -> None:
 
 def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001 - Gunicorn counts the parameters
     """Worker, at its end: send what is queued."""
-    try:
-        # Gunicorn calls this in the arbiter, too, when it signals a worker that is gone; and in a process that the
-        # application forked, when that one leaves by sys.exit.
-        if worker.pid == os.getpid():
-            tracing_worker.stop()
-    except Exception:
-        log.exception("spans may be lost")
+    # Gunicorn calls this in the arbiter, too, when it signals a worker that is gone, and in a process that the
+    # application forked, when that one leaves by sys.exit: stop() ends what the calling process itself has started.
+    tracing_worker.stop()
 
 
 _HOOKS: Final[dict[str, Callable[..., None]]] = {

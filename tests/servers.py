@@ -280,7 +280,8 @@ def server_spans(spans: Sequence[ReceivedSpan]) -> list[ReceivedSpan]:
 def assert_one_server_span_per_request(receiver: Receiver, server: Server, pids: set[str]) -> None:
     """Check n requests = n server spans, from the pids that answered, each with one instance id of its own."""
     spans = server_spans(receiver.spans)
-    assert len(spans) == server.answered, server.log
+    # All that are named after a request: a second wrapper around the application would make one below the first.
+    assert len([span for span in receiver.spans if "/" in span.name]) == len(spans) == server.answered, server.log
     assert len({span.span_id for span in spans}) == len(spans)
     by_pid = {str(span.resource["process.pid"]) for span in spans}
     assert by_pid == pids, server.log

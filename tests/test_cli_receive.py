@@ -72,10 +72,11 @@ def receive(folder: Path, *arguments: str, **env: str) -> Iterator[Running]:
         encoding="utf-8",
     ) as process:
         assert process.stdout is not None
+        running = Running(process, process.stdout)
         try:
-            yield Running(process, process.stdout)
+            yield running
         finally:
-            process.kill()
+            running.end(signal.SIGKILL)  # before Popen closes the pipe that is read from
 
 
 def send(port: int, *spans: tuple[str, int, int], trace: int = 1, path: str = "/v1/traces", key: str = "") -> int:

@@ -165,6 +165,14 @@ def test_own_spans_of_a_script_arrive_at_its_exit(tmp_path: Path, receiver: Rece
     assert [span.name for span in receiver.spans] == ["work"]
 
 
+def test_a_client_span_without_a_parent_is_not_sent(tmp_path: Path, receiver: Receiver) -> None:
+    # As the instrumentation that was installed for a driver makes them, of start-up queries and migrations.
+    end = "trace.get_tracer('driver').start_span('SELECT', kind=trace.SpanKind.CLIENT).end()"
+    result = _run(tmp_path, receiver, SCRIPT.format(arguments="", end=end))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [span.name for span in receiver.spans] == ["work"]
+
+
 def test_shutdown_tells_whether_everything_was_delivered(tmp_path: Path, receiver: Receiver) -> None:
     script = SCRIPT.format(arguments="", end="print(mackerel_otel_server.shutdown())")
     assert _run(tmp_path, receiver, script).stdout == "True\n"
@@ -182,6 +190,7 @@ def test_arguments_win_over_the_environment(tmp_path: Path, receiver: Receiver) 
         tmp_path,
         receiver,
         SCRIPT.format(arguments=arguments, end=""),
+        OTEL_EXPERIMENTAL_RESOURCE_DETECTORS="process",
         OTEL_RESOURCE_ATTRIBUTES="service.version=1,deployment.environment.name=production,rack=a%2Cb",
     )
     assert result.stderr == ""
