@@ -7,6 +7,7 @@ https://docs.gunicorn.org/en/stable/settings.html#server-hooks
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,8 @@ from mackerel_otel_server.log import log
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_start_folder = Path.cwd()
+"""Where Gunicorn looks for its configuration; ``chdir`` leads away from it later."""
 _INSTALLED: Final = "_mackerel_otel_server_hook"
 
 
@@ -58,6 +61,15 @@ def on_starting(server: Any) -> None:
         log.exception("the settings could not be checked")
 
 
+def on_reload(server: Any) -> None:
+    """Arbiter, at SIGHUP: log what has become wrong with the settings, such as a key file that is gone."""
+    try:
+        _log_to(server.log)
+        tracing_worker.check(preload=False)
+    except Exception:
+        log.exception("the settings could not be checked")
+
+
 def post_fork(server: Any, worker: Any) -> None:
     """Worker, before it loads the application: start tracing.
 
@@ -66,6 +78,8 @@ def post_fork(server: Any, worker: Any) -> None:
     """
     try:
         _log_to(worker.log)
+        if worker.age > 1:
+            tracing_worker.leave_reports_to_others(of_settings=False)
         tracing_worker.register(application=_application(server))
         if _is_gevent(type(worker)):
             tracing_worker.read_settings()
@@ -92,7 +106,7 @@ def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001 - Gunicorn co
 
 
 _HOOKS: Final[dict[str, Callable[..., None]]] = {
-    hook.__name__: hook for hook in (on_starting, post_fork, post_worker_init, worker_exit)
+    hook.__name__: hook for hook in (on_starting, on_reload, post_fork, post_worker_init, worker_exit)
 }
 for _hook in _HOOKS.values():
     setattr(_hook, _INSTALLED, True)
@@ -100,11 +114,11 @@ for _hook in _HOOKS.values():
 
 def _after(name: str, theirs: Any, ours: Callable[..., None]) -> Callable[..., Any]:
     """Run the user's hook unchanged, then ours, also when theirs raises."""
-    if isinstance(theirs, str):
-        # Gunicorn takes a dotted path for a hook, too, and resolves it as this does.
-        from gunicorn.config import validate_callable
+    # As Gunicorn does it: a dotted path is resolved, and a wrong number of parameters stops the start.
+    from gunicorn.config import validate_callable
+    from gunicorn.util import get_arity
 
-        theirs = validate_callable(-1)(theirs)
+    theirs = validate_callable(get_arity(ours))(theirs)
 
     @functools.wraps(ours)  # Gunicorn reads the number of parameters from the signature
     def hook(*args: Any) -> Any:
@@ -118,12 +132,16 @@ def _after(name: str, theirs: Any, ours: Callable[..., None]) -> Callable[..., A
 
 
 def _log_to(gunicorn_log: Any) -> None:
-    # A logger class of the user's own need not have it.
     error_log = getattr(gunicorn_log, "error_log", None)
-    if error_log is not None:
+    if isinstance(error_log, logging.Logger):
         log_module.to_gunicorn(error_log)
-    else:
-        log_module.to_host(lambda record: gunicorn_log.log(record.levelno, record.getMessage()))
+        return
+
+    def write(record: logging.LogRecord) -> None:
+        # A logger class of the user's own has the methods that Gunicorn itself calls.
+        getattr(gunicorn_log, record.levelname.lower())("%s", f"{log_module.NAME}: {log_module.text(record)}")
+
+    log_module.to_host(write)
 
 
 def _application(server: Any) -> str | None:
@@ -159,8 +177,9 @@ def _is_wsgi(worker: Any) -> bool:
 def _say_if_ignored(cfg: Any) -> None:
     """Say that ``-c`` makes Gunicorn ignore ``./gunicorn.conf.py``, once, with the lines that join the two."""
     given = str(cfg.settings["config"].get() or "")
-    default = Path.cwd() / "gunicorn.conf.py"
-    if "mackerel_otel_server" in given and default.is_file():
+    default = _start_folder / "gunicorn.conf.py"
+    is_ours = given.startswith("python:mackerel_otel_server") or Path(given).name == "mackerel_otel_server.conf"
+    if is_ours and default.is_file():
         log.warning(
             "%s is ignored, because Gunicorn reads one configuration only and was given -c %s: leave -c out, and end "
             "that file with these two lines:\nfrom mackerel_otel_server.gunicorn import install\ninstall(globals())",

@@ -38,12 +38,16 @@ class Host:
     """What the server was told to serve, as it was typed."""
     gunicorn_config: Any = None
     """Gunicorn's own ``gunicorn.config.Config``, into which hooks can still be put."""
+    is_first: bool = True
+    """Whether no other worker was started before this one."""
 
 
 def instrument(arguments: Arguments) -> None:
     """Register, and start where nothing will be forked any more. Never raises."""
     try:
         host = current()
+        if not host.is_first:
+            worker.leave_reports_to_others(of_settings=True)
         worker.register(arguments=arguments, application=host.application)
         _start(host)
     except Exception:
@@ -77,8 +81,10 @@ def current() -> Host:
         return Host(Role.UWSGI)
     if "gunicorn.arbiter" in sys.modules and (host := _gunicorn()):
         return host
-    if Path(sys.argv[0]).name in ("manage.py", "django-admin") and sys.argv[1:2] == ["runserver"]:
-        waits = "--noreload" not in sys.argv and not settings.is_runserver_child()
+    script, *arguments = sys.argv or [""]
+    # __main__.py: python -m django
+    if Path(script).name in ("manage.py", "django-admin", "__main__.py") and arguments[:1] == ["runserver"]:
+        waits = "--noreload" not in arguments and not settings.is_runserver_child()
         return Host(Role.RUNSERVER_PARENT if waits else Role.RUNSERVER)
     return Host(Role.OTHER)
 
@@ -101,17 +107,19 @@ def _gunicorn() -> Host | None:
     """
     # All threads: under gevent the main thread's ident is not the one that `sys` knows.
     for frame in sys._current_frames().values():  # noqa: SLF001 - documented
-        in_worker = False
+        spawned = None
         for caller in _stack(frame):
             if caller.f_globals.get("__name__") != "gunicorn.arbiter":
                 continue
-            in_worker = in_worker or caller.f_code.co_name == "spawn_worker"
+            if caller.f_code.co_name == "spawn_worker":
+                spawned = caller.f_locals.get("worker")
             arbiter = caller.f_locals.get("self")
             config, app = getattr(arbiter, "cfg", None), getattr(arbiter, "app", None)
             if caller.f_code.co_name in ("run", "__init__") and config is not None:
                 uri = getattr(app, "app_uri", None)
-                role = Role.GUNICORN_WORKER if in_worker else Role.GUNICORN_ARBITER
-                return Host(role, uri if isinstance(uri, str) else None, config)
+                role = Role.GUNICORN_ARBITER if spawned is None else Role.GUNICORN_WORKER
+                first = getattr(spawned, "age", 1) == 1
+                return Host(role, uri if isinstance(uri, str) else None, config, first)
     return None
 
 

@@ -6,9 +6,11 @@ Nobody else in this package reads ``os.environ``. The variables are those of the
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import math
 import os
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +29,8 @@ SAMPLERS: Final = (
     "parentbased_always_off",
     "parentbased_traceidratio",
 )
+_LARGEST: Final = 10**9
+"""Of any number: what is larger, or infinite, is a mistake, and more than a thread can wait."""
 _EXPORTERS: Final = ("otlp", "console", "none")
 _COMPRESSIONS: Final = ("gzip", "deflate", "none")
 _LIMITS: Final = (
@@ -69,7 +73,7 @@ class Arguments:
             "service.version": self.service_version,
             "deployment.environment.name": self.environment,
         }
-        return {**self.resource_attributes, **{name: value for name, value in named.items() if value is not None}}
+        return {**self.resource_attributes, **{name: value for name, value in named.items() if value}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,11 @@ class Settings:
     shutdown_timeout: float
     """Seconds that a leaving worker may spend on sending."""
     warnings: tuple[str, ...]
+
+    @property
+    def shown_endpoint(self) -> str:
+        """The endpoint as a log may show it: without a user's name and password."""
+        return _without_credentials(self.endpoint)
 
 
 def set_semconv_default() -> None:
@@ -164,8 +173,8 @@ def read(
     endpoint, api_key, headers = _destination(source, wanted="otlp" in exporters)
     sampler, sampler_ratio = _sampler(source)
     _check_propagators(source)
-    for limit in _LIMITS:
-        source.integer(limit, 0, minimum=0)
+    for unused in (*_LIMITS, "OTEL_BSP_EXPORT_TIMEOUT"):  # not by us: the SDK reads them itself
+        source.integer(unused, 0, minimum=0)
     max_queue_size = source.integer("OTEL_BSP_MAX_QUEUE_SIZE", 2048, minimum=1)
     settings = Settings(
         service_name=service_name,
@@ -215,7 +224,13 @@ class _Reader:
 
     def get(self, name: str) -> str:
         """Return a variable's value without surrounding white space; empty equals unset."""
-        return self._environ.get(name, "").strip()
+        value = self._environ.get(name, "").strip()
+        if not _is_text(value):
+            sentence = f"{name}={value!r} is not UTF-8 text; type it again"
+            if sentence not in self.problems:
+                self.problem(sentence)
+            return ""
+        return value
 
     def raw(self, name: str) -> str:
         return self._environ.get(name, "")
@@ -248,7 +263,7 @@ class _Reader:
             number = convert(value)
         except ValueError:
             number = math.nan
-        if not minimum <= number < math.inf:
+        if not minimum <= number <= _LARGEST:
             self.problem(f"{name}={value!r} is not {expected}; correct it, or unset it for {default:g}")
             return default
         return number
@@ -279,7 +294,12 @@ class _Reader:
                 seen = "an item" if secret else repr(item)
                 self.problem(f"{name}: {seen} is not of the form key=value; separate items with commas")
                 continue
-            pairs[unquote(key.strip())] = unquote(value.strip())
+            name_, value = unquote(key.strip()), unquote(value.strip())
+            if secret and not (name_ + value).isprintable():
+                # It would be refused on its way, in an error that shows it.
+                self.problem(f"{name}: the value of {name_!r} holds a line break or a control character; remove it")
+                continue
+            pairs[name_] = value
         return pairs
 
 
@@ -326,10 +346,10 @@ def _script_name(script: str) -> str:
 
 def _exporters(source: _Reader) -> tuple[str, ...]:
     value = source.get("OTEL_TRACES_EXPORTER") or "otlp"
-    names = tuple(dict.fromkeys(part.strip().lower() for part in value.split(",") if part.strip()))
+    names = tuple(dict.fromkeys(part.strip().lower() for part in value.split(",")))
     if unknown := [name for name in names if name not in _EXPORTERS]:
         source.problem(
-            f"OTEL_TRACES_EXPORTER={value!r}: {', '.join(unknown)} is not known; type one or more of "
+            f"OTEL_TRACES_EXPORTER={value!r}: {', '.join(map(repr, unknown))} is not known; type one or more of "
             f"{', '.join(_EXPORTERS)}"
         )
     return tuple(name for name in names if name in _EXPORTERS and name != "none")
@@ -355,30 +375,43 @@ def _destination(source: _Reader, *, wanted: bool) -> tuple[str, str | None, dic
         return endpoint, None, headers
     api_key = _api_key(source, key_in_headers, headers_name)
     if parts and parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        shown = _without_credentials(endpoint)
         source.problem(
-            f"{name}={endpoint!r} would send the API key unencrypted: the key goes over https only (http to this "
-            f"machine excepted); type {name}={endpoint.replace('http://', 'https://', 1)}"
+            f"{name}={shown!r} would send the API key unencrypted: the key goes over https only (http to this machine "
+            f"excepted); type {name}=https{shown[len('http') :]}"
         )
     return endpoint or MACKEREL_ENDPOINT, api_key, headers
 
 
 def _check_endpoint(source: _Reader, name: str, endpoint: str) -> SplitResult | None:
     path = "" if name == "OTEL_EXPORTER_OTLP_ENDPOINT" else "/v1/traces"
+    shown = _without_credentials(endpoint)
     try:
         parts = urlsplit(endpoint)
         parts.port  # noqa: B018 - raises for a port that is no number
     except ValueError as error:
-        source.problem(f"{name}={endpoint!r} is not a URL ({error}); type {name}=http://localhost:4318{path}")
+        source.problem(f"{name}={shown!r} is not a URL ({error}); type {name}=http://localhost:4318{path}")
         return None
     if "://" not in endpoint:
-        source.problem(f"{name}={endpoint!r} has no scheme; type {name}=http://{endpoint} or https://{endpoint}")
+        source.problem(f"{name}={shown!r} has no scheme; type {name}=http://{shown} or https://{shown}")
         return None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        source.problem(f"{name}={endpoint!r} is not an http or https URL; type {name}=http://localhost:4318{path}")
+        source.problem(f"{name}={shown!r} is not an http or https URL; type {name}=http://localhost:4318{path}")
         return None
     if name == "MACKEREL_OTEL_ENDPOINT" and parts.path in ("", "/"):
-        source.problem(f"{name}={endpoint!r} has no path; type the full traces URL: {endpoint.rstrip('/')}/v1/traces")
+        source.problem(f"{name}={shown!r} has no path; type the full traces URL: {shown.rstrip('/')}/v1/traces")
     return parts
+
+
+def _without_credentials(url: str) -> str:
+    scheme, separator, rest = url.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def _is_text(value: str) -> bool:
+    # Bytes of the environment that are not UTF-8 arrive as lone surrogates (PEP 383), which no exporter can encode.
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_mackerel(parts: SplitResult) -> bool:
@@ -399,7 +432,7 @@ def _api_key(source: _Reader, key_in_headers: str, headers_name: str) -> str | N
             return _check_key(source, name, key)
     if file := source.get("MACKEREL_APIKEY_FILE"):
         try:
-            key = Path(file).read_text(encoding="utf-8").strip()
+            key = _read_file(Path(file)).strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             source.problem(
@@ -418,6 +451,13 @@ def _api_key(source: _Reader, key_in_headers: str, headers_name: str) -> str | N
         "has write permission, or OTEL_EXPORTER_OTLP_ENDPOINT to the URL of a Collector"
     )
     return None
+
+
+def _read_file(file: Path) -> str:
+    if not stat.S_ISREG(file.stat().st_mode):
+        # A pipe would be read once, by the arbiter, or never end.
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file.read_text(encoding="utf-8")
 
 
 def _check_key(source: _Reader, name: str, key: str) -> str | None:

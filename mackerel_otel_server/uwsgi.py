@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def install() -> None:
     # Under lazy-apps, no process of ours is parent to the workers: one of them speaks for all.
     speaks_for_all = not forked_already or _is_first()
     if not speaks_for_all:
-        worker.leave_reports_to_others()
+        worker.leave_reports_to_others(of_settings=True)
     if not uwsgi.has_threads:
         if speaks_for_all:
             log.error(
@@ -141,6 +142,8 @@ def _chain_atexit() -> None:
     before = getattr(uwsgi, "atexit", None)
 
     def at_exit() -> None:
+        # A second signal, such as one to the whole process group, would end the process in the middle of sending.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP})
         try:
             if before is not None:
                 before()

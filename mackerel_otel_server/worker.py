@@ -28,6 +28,10 @@ _registered = False
 _reported: set[str] = set()
 """Problems that are in the log; inherited through the fork, so that the workers do not repeat the arbiter."""
 
+_others_report_settings = False
+_others_report_arguments = False
+"""Another worker writes to the log what is the same for all, where no process of ours is parent to both."""
+
 _lock = threading.RLock()
 _started_in_pid = 0
 _settings: Settings | None = None
@@ -60,7 +64,7 @@ def register(*, arguments: Arguments | None = None, application: str | None = No
         # After the variable is set: these may import instrumentations at once.
         from mackerel_otel_server.tracing import databases, frameworks
 
-        databases.register(settings_module.disabled_instrumentations())
+        databases.register(settings_module.disabled_instrumentations)
         frameworks.register()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_forget_lock)
@@ -137,8 +141,10 @@ def stop(timeout: float | None = None) -> bool:
     global _stopped_in_pid
     try:
         pipeline = _processor.existing_pipeline() if _processor is not None else None
-        if pipeline is None or _settings is None or _stopped_in_pid == os.getpid():
+        if pipeline is None or _settings is None:
             return True
+        if _stopped_in_pid == os.getpid():
+            return pipeline.counts().lost == 0
         _stopped_in_pid = os.getpid()
         delivered = pipeline.stop(_settings.shutdown_timeout if timeout is None else timeout)
         counts = pipeline.counts()
@@ -199,14 +205,15 @@ def _read_settings() -> Settings | None:
         log.exception("the settings cannot be read, so tracing is off and the application serves without it")
         return None
     for warning in settings.warnings:
-        if warning not in _reported:
+        if warning not in _reported and not _others_report_settings:
             _reported.add(warning)
             log.warning("%s", warning)
     return settings
 
 
 def _report_problems(problems: tuple[str, ...]) -> None:
-    if _reported.issuperset(problems):
+    gate.refused = True
+    if _others_report_settings or _reported.issuperset(problems):
         return
     _reported.update(problems)
     log.error(
@@ -215,23 +222,25 @@ def _report_problems(problems: tuple[str, ...]) -> None:
     )
 
 
-def leave_reports_to_others() -> None:
-    """Keep quiet about the settings: another worker reports them, and no process of ours is parent to both."""
-    try:
-        _reported.update(settings_module.from_process(_arguments, _application).warnings)
-    except SettingsError as error:
-        _reported.update(error.problems)
-    except Exception:
-        log.debug("the settings cannot be read", exc_info=True)
+def leave_reports_to_others(*, of_settings: bool) -> None:
+    """Keep quiet about what is the same for all workers: the first one reports it.
+
+    Args:
+        of_settings: Also about the settings, where no process of ours is parent to all workers. Where one is, it has
+            reported what was wrong then, and each worker says what has become wrong since.
+    """
+    global _others_report_settings, _others_report_arguments
+    _others_report_settings, _others_report_arguments = of_settings, True
 
 
 def _log_start(pipeline: Pipeline) -> None:
     assert _settings is not None  # noqa: S101 - set before the pipeline can be made
+    shown = {"otlp": _settings.shown_endpoint, "console": "the console"}
     log.info(
         "worker %d sends traces as %r to %s",
         pipeline.pid,
         _settings.service_name,
-        _settings.endpoint or " and ".join(_settings.exporters) or "nowhere (OTEL_TRACES_EXPORTER=none)",
+        " and ".join(shown[name] for name in _settings.exporters) or "nowhere (OTEL_TRACES_EXPORTER=none)",
     )
 
 
@@ -244,7 +253,7 @@ def _warn_about_late(arguments: Arguments) -> None:
     }
     in_force = _settings.resource_attributes if _settings is not None else _arguments.as_resource_attributes()
     given = arguments.as_resource_attributes()
-    if all(in_force.get(name) == value for name, value in given.items()):
+    if _others_report_arguments or all(in_force.get(name) == value for name, value in given.items()):
         return
     different = [
         name for name in variables if getattr(arguments, name) and getattr(arguments, name) != getattr(_arguments, name)

@@ -146,12 +146,12 @@ class Server:
         has read the response.
         """
         self.wait_for_log(r"\|req: \d+/\d+\]", count=self.answered)
-        quiet = iter(range(3))
+        quiet = iter(range(10))
 
         def idle() -> bool:
             nonlocal quiet
             if any(_state(pid) != "S" for pid in _pids() if _session(pid) == self.process.pid):
-                quiet = iter(range(3))
+                quiet = iter(range(10))
             return next(quiet, None) is None
 
         wait_until(idle, "the workers are idle", lambda: self.log)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -12,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from servers import Response, Server, environment, gunicorn, uwsgi
+from servers import Response, Server, environment, gunicorn, server_spans, uwsgi
 
 from mackerel_otel_server.cli.receiver import Receiver
 
@@ -84,6 +86,67 @@ def test_a_wrong_setting_is_one_message_per_server_start_and_changes_no_response
     assert log.count("tracing is off, the application serves without it") == 1, log
     assert receiver.requests == []
     assert "two words" not in log
+
+
+@pytest.mark.parametrize("propagators", ["none", "tracecontext,none", "baggage"])
+def test_every_value_of_otel_propagators_that_is_accepted_traces(
+    tmp_path: Path, receiver: Receiver, untouched: dict[str, Response], propagators: str
+) -> None:
+    with gunicorn(tmp_path, env=environment(receiver, OTEL_PROPAGATORS=propagators), workers=1) as server:
+        assert _ask_all(server) == untouched
+        server.stop()
+    assert len(server_spans(receiver.spans)) == len(untouched)
+
+
+def test_what_the_library_refuses_to_trace_is_answered_all_the_same(tmp_path: Path, receiver: Receiver) -> None:
+    # OpenTelemetry's middleware fails on a port that is no number, before it calls the application.
+    (tmp_path / "odd.py").write_text(
+        "from plain import application as plain\n"
+        "import mackerel_otel_server\n"
+        "traced = mackerel_otel_server.trace_wsgi(plain)\n"
+        "def application(environ, start_response):\n"
+        "    fresh = {name: value for name, value in environ.items() if not name.startswith('mackerel')}\n"
+        "    return traced({**fresh, 'SERVER_PORT': 'odd'}, start_response)\n"
+    )
+    env = environment(receiver)
+    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    with gunicorn(tmp_path, env=env, workers=1, app="odd:application") as server:
+        response = server.get("/")
+        log = server.stop()
+    assert (response.status, response.body) == (200, b"hello")
+    assert "a request is not traced" in log, log
+
+
+def test_a_key_over_plain_http_takes_no_proxy(tmp_path: Path, receiver: Receiver) -> None:
+    with Receiver() as proxy:
+        address = proxy.url.removesuffix("/v1/traces")
+        env = environment(receiver, HTTP_PROXY=address, http_proxy=address, NO_PROXY="", no_proxy="")
+        with gunicorn(tmp_path, env=env, workers=1) as server:
+            server.get()
+            server.stop()
+        assert proxy.requests == []
+    assert len(receiver.spans) == 1
+
+
+def test_secrets_in_the_headers_variable_and_in_urls_stay_out_of_the_log(tmp_path: Path, receiver: Receiver) -> None:
+    headers = "Mackerel-Api-Key=s3cret%0Aleak,Authorization=Bearer s3cret%0A"
+    with gunicorn(tmp_path, env=environment(receiver, OTEL_EXPORTER_OTLP_HEADERS=headers)) as server:
+        server.ask_every_worker(2, 2)
+        log = server.stop()
+    assert "the value of 'Mackerel-Api-Key' holds a line break" in log
+    url = receiver.url.replace("http://", "http://user:s3cret@")
+    with gunicorn(tmp_path, env=environment(receiver, MACKEREL_OTEL_ENDPOINT=url)) as server:
+        server.ask_every_worker(2, 2)
+        log += server.stop()
+    assert f"sends traces as 'shop' to {receiver.url}" in log
+    assert "s3cret" not in log
+
+
+def test_a_propagator_that_is_not_installed_is_reported_by_nobody_else(tmp_path: Path, receiver: Receiver) -> None:
+    with gunicorn(tmp_path, env=environment(receiver, OTEL_PROPAGATORS="b3")) as server:
+        server.ask_every_worker(2, 2)
+        log = server.stop()
+    assert log.count("mackerel_otel_server:") == 1, log
 
 
 def test_all_problems_are_reported_at_once_in_a_fixed_order(tmp_path: Path, receiver: Receiver) -> None:
@@ -226,8 +289,8 @@ def test_a_far_end_that_fails_changes_no_response_and_holds_up_no_exit(
     assert "sent 0 spans in 0 requests, lost" in log, log
     if message:
         assert len(re.findall(rf"the endpoint takes no spans: {re.escape(url)} {re.escape(message)}", log)) == 1, log
-    # Gunicorn itself takes up to 1.1 s; the rest is the shutdown timeout and 0.5 s.
-    assert took < 1.1 + 2 + 0.5, log
+    # The shutdown timeout, and what a loaded machine takes; without the limit it would be 10 s and more.
+    assert took < 2 + 4, log
     assert KEY not in log
 
 
@@ -264,6 +327,19 @@ def test_the_key_file_is_read_before_the_worker_goes_on(tmp_path: Path, receiver
     assert [request.status for request in receiver.requests] == [200]
 
 
+def test_a_key_file_that_is_gone_at_sighup_is_reported_once(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "key").write_text(KEY)
+    env = environment(receiver, MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE="key")
+    with gunicorn(tmp_path, env=env) as server:
+        first = server.ask_every_worker(2, 2)
+        (tmp_path / "key").unlink()
+        server.send(signal.SIGHUP)
+        server.wait_for_log("requests, lost 0", count=2)
+        assert not first & server.ask_every_worker(2, 2)
+        log = server.stop()
+    assert log.count("MACKEREL_APIKEY_FILE='key' cannot be read") == 1, log
+
+
 def test_a_shutdown_timeout_of_zero_sends_nothing_more(tmp_path: Path, receiver: Receiver) -> None:
     env = environment(receiver, MACKEREL_OTEL_SHUTDOWN_TIMEOUT="0", OTEL_BSP_SCHEDULE_DELAY="60000")
     with gunicorn(tmp_path, env=env, workers=1) as server:
@@ -294,4 +370,4 @@ def test_under_uwsgi_a_silent_far_end_holds_up_no_exit(tmp_path: Path) -> None:
             log = server.stop()
             took = time.monotonic() - began
     assert "sent 0 spans in 0 requests, lost 1" in log, log
-    assert took < 1.1 + 2 + 0.5, log
+    assert took < 2 + 4, log

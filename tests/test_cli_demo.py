@@ -77,7 +77,7 @@ def test_the_demo_shows_each_workers_traces_and_leaves_no_process_behind(tmp_pat
     for pid in pids:
         assert re.search(rf"trace [0-9a-f]{{32}}  mackerel-demo  pid {pid}  ", output), output
     assert re.search(r"SERVER GET /  200\n +[\d.]+ ms  └─ CLIENT SELECT.*  SELECT column1", output), output
-    assert re.search(r"SERVER GET /slow  200\n +30\d\.\d+ ms  └─ INTERNAL grill the mackerel", output), output
+    assert re.search(r"SERVER GET /slow  200\n +[3-9]\d\d\.\d+ ms  └─ INTERNAL grill the mackerel", output), output
     assert re.search(r"SERVER GET /fail.*  ERROR  .*SoldOutError: no mackerel left", output), output
     assert re.search(r"SERVER GET.*  404\n", output), output
     assert "export MACKEREL_APIKEY" in output

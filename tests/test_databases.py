@@ -836,7 +836,7 @@ report()
 def test_a_disabled_driver_is_left_alone(run: Run, disabled: str, spans: int) -> None:
     result = run(
         f"""
-databases.register(disabled={disabled})
+databases.register(disabled=lambda: {disabled})
 import sqlite3
 with parent(), closing(sqlite3.connect(":memory:")) as connection:
     connection.execute("SELECT 1")

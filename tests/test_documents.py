@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib
 import os
 import re
 import sys
@@ -53,7 +54,9 @@ def test_every_variable_of_the_readme_is_one_that_is_read_and_the_other_way_roun
     documented = {name if name != "OTEL_EXPORTER" else "OTEL_TRACES_EXPORTER" for name in documented}
     unread = {name for name in documented - read if not name.startswith(prefixes)}
     undocumented = {
-        name for name in read - documented if not name.startswith(prefixes) and name != "OTEL_EXPORTER_OTLP_PROTOCOL"
+        name
+        for name in read - documented
+        if not name.startswith(prefixes) and name not in ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_BSP_EXPORT_TIMEOUT")
     }
     assert (unread, undocumented) == (set(), set())
 
@@ -119,8 +122,7 @@ def test_the_own_spans_of_the_readme_are_made(tmp_path: Path, receiver: Receiver
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11; the other environments check it")
 def test_the_oldest_versions_that_are_tested_are_those_that_are_claimed() -> None:
-    import tomllib
-
+    tomllib = importlib.import_module("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     claimed = dict(
         requirement.split(">=")

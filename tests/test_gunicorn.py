@@ -75,6 +75,67 @@ def test_a_hook_of_the_user_that_raises_does_what_it_does_without_us(tmp_path: P
     assert_one_server_span_per_request(receiver, server, pids)
 
 
+def test_a_hook_of_the_wrong_arity_stops_the_start_as_without_us(tmp_path: Path) -> None:
+    (tmp_path / "gunicorn.conf.py").write_text("def post_fork(server):\n    pass\n\n" + LITERAL)
+    result = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "plain:application"],
+        cwd=tmp_path,
+        env=environment(HOME=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "Value must have an arity of: 2" in result.stderr
+
+
+OWN_LOGGER = """
+class Log:
+    def __init__(self, cfg):
+        self.cfg = cfg
+
+    def info(self, message, *args, **kwargs):
+        print("OWN", message % args if args else message, flush=True)
+
+    critical = error = warning = exception = info
+
+    def debug(self, *args, **kwargs):
+        pass
+
+    setup = access = reopen_files = close_on_exec = debug
+
+logger_class = Log
+"""
+
+
+def test_a_logger_class_of_the_user_gets_the_lines(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "gunicorn.conf.py").write_text(OWN_LOGGER + LITERAL)
+    with gunicorn(tmp_path, env=environment(receiver), conf=None) as server:
+        server.ask_every_worker(2, 4)
+        log = server.stop()
+    assert log.count("OWN mackerel_otel_server: worker") == 2, log
+    assert log.count("OWN mackerel_otel_server: sent") == 2, log
+
+
+def test_drivers_are_switched_off_by_raw_env_too(tmp_path: Path, receiver: Receiver) -> None:
+    raw_env = "raw_env = ['OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=sqlite3']\n"
+    (tmp_path / "gunicorn.conf.py").write_text(raw_env + LITERAL)
+    with gunicorn(tmp_path, env=environment(receiver), conf=None, workers=1) as server:
+        server.get("/query")
+        server.stop()
+    assert [span.name for span in receiver.spans] == ["GET /query"]
+
+
+def test_a_configuration_file_in_the_folder_of_chdir_is_not_called_ignored(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "gunicorn.conf.py").write_text("")
+    with gunicorn(tmp_path, "--chdir", "elsewhere", env=environment(receiver)) as server:
+        server.ask_every_worker(2, 2)
+        log = server.stop()
+    assert "gunicorn.conf.py is ignored" not in log
+
+
 def test_a_hook_given_as_a_dotted_path_keeps_running(tmp_path: Path, receiver: Receiver) -> None:
     (tmp_path / "hooks.py").write_text("def post_fork(server, worker):\n    print('dotted hook', flush=True)\n")
     (tmp_path / "gunicorn.conf.py").write_text("post_fork = 'hooks.post_fork'\n" + LITERAL)

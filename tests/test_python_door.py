@@ -184,7 +184,7 @@ def test_shutdown_tells_whether_everything_was_delivered(tmp_path: Path, receive
 def test_arguments_win_over_the_environment(tmp_path: Path, receiver: Receiver) -> None:
     arguments = (
         "service_name='cart', service_version='2.1', environment='staging', "
-        "resource_attributes={'service.namespace': 'acme', 'team.size': 4}"
+        "resource_attributes={'service.namespace': 'acme', 'team.size': 4, 'process.pid': 1}"
     )
     result = _run(
         tmp_path,
@@ -210,6 +210,8 @@ def test_arguments_win_over_the_environment(tmp_path: Path, receiver: Receiver) 
     }
     assert {name: span.resource.get(name) for name in expected} == expected
     assert not [name for name in span.resource if name.startswith("process.command")]
+    # One for all processes would not tell them apart.
+    assert span.resource["process.pid"] != 1
 
 
 def test_later_arguments_that_differ_are_named_with_the_variable_to_set(tmp_path: Path, receiver: Receiver) -> None:
@@ -222,6 +224,62 @@ def test_later_arguments_that_differ_are_named_with_the_variable_to_set(tmp_path
     (line,) = result.stderr.splitlines()
     assert "instrument(service_name='cart', environment='staging') comes too late" in line
     assert "set OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES=deployment.environment.name=" in line
+
+
+def test_what_only_one_worker_need_say_is_said_once(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "late.py").write_text(
+        "import mackerel_otel_server\n"
+        "mackerel_otel_server.instrument(service_version='9', environment='')\n"
+        "from plain import application\n"
+    )
+    env = environment(receiver)
+    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    with gunicorn(tmp_path, env=env, app="late:application") as server:
+        server.ask_every_worker(2, 2)
+        log = server.stop()
+    assert log.count("instrument(service_version='9') comes too late") == 1, log
+    with gunicorn(tmp_path, env={**env, "OTEL_TRACES_SAMPLER": "x"}, conf=None, app="late:application") as server:
+        server.ask_every_worker(2, 2)
+        log = server.stop()
+    assert log.count("OTEL_TRACES_SAMPLER='x' is not known") == 1, log
+
+
+def test_the_first_span_may_be_begun_by_a_handler_of_the_log(tmp_path: Path, receiver: Receiver) -> None:
+    script = """
+import logging
+import mackerel_otel_server
+from opentelemetry import trace
+
+class Handler(logging.Handler):
+    def emit(self, record):
+        with trace.get_tracer("log").start_as_current_span("logging"):
+            pass
+
+logging.basicConfig(level=logging.INFO, handlers=[Handler()])
+mackerel_otel_server.instrument()
+with trace.get_tracer("script").start_as_current_span("work"):
+    print("went on")
+"""
+    result = _run(tmp_path, receiver, script)
+    assert (result.returncode, result.stdout) == (0, "went on\n")
+    assert "work" in {span.name for span in receiver.spans}
+
+
+def test_a_first_span_while_the_interpreter_exits_does_no_harm(tmp_path: Path, receiver: Receiver) -> None:
+    script = """
+import atexit
+import mackerel_otel_server
+mackerel_otel_server.instrument()
+from opentelemetry import trace
+
+@atexit.register
+def last():
+    with trace.get_tracer("script").start_as_current_span("work"):
+        print("went on")
+"""
+    result = _run(tmp_path, receiver, script)
+    assert (result.returncode, result.stdout) == (0, "went on\n")
+    assert "Traceback" not in result.stderr
 
 
 def test_an_argument_of_the_wrong_type_is_an_error_in_the_log_and_nothing_else(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,11 @@ def test_the_key_variables_go_before_the_key_file(tmp_path: Path) -> None:
     assert read({**file, **KEY}).api_key == "the-key"
 
 
+def test_a_key_file_that_is_a_pipe_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key")
+    assert "cannot be read" in problem(MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE=str(tmp_path / "key"))
+
+
 def test_a_key_file_that_is_empty_or_no_text_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(" \n")
     assert "is empty" in problem(MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE=str(tmp_path / "key"))
@@ -142,7 +148,7 @@ def test_a_collector_needs_no_key_and_gets_none_from_the_headers_variable() -> N
         ({"OTEL_EXPORTER_OTLP_TIMEOUT": "0"}, "is not a number of at least 0.001"),
         ({"OTEL_EXPORTER_OTLP_COMPRESSION": "zip"}, "type one of gzip, deflate, none"),
         ({"OTEL_EXPORTER_OTLP_CERTIFICATE": "missing.pem"}, "OTEL_EXPORTER_OTLP_CERTIFICATE='missing.pem' cannot be"),
-        ({"OTEL_TRACES_EXPORTER": "oltp"}, "OTEL_TRACES_EXPORTER='oltp': oltp is not known"),
+        ({"OTEL_TRACES_EXPORTER": "oltp"}, "OTEL_TRACES_EXPORTER='oltp': 'oltp' is not known"),
         ({"OTEL_TRACES_SAMPLER": "always"}, "OTEL_TRACES_SAMPLER='always' is not known"),
         (
             {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "10%"},
@@ -150,12 +156,19 @@ def test_a_collector_needs_no_key_and_gets_none_from_the_headers_variable() -> N
         ),
         ({"OTEL_PROPAGATORS": "tracecontext,b4"}, "OTEL_PROPAGATORS='tracecontext,b4': 'b4' is not installed"),
         ({"OTEL_SDK_DISABLED": "ture"}, "OTEL_SDK_DISABLED='ture' is neither true nor false"),
+        ({"OTEL_BSP_EXPORT_TIMEOUT": "abc"}, "OTEL_BSP_EXPORT_TIMEOUT='abc' is not a whole number"),
+        ({"OTEL_SERVICE_NAME": "shop\udcff"}, "OTEL_SERVICE_NAME='shop\\udcff' is not UTF-8 text"),
+        ({"OTEL_TRACES_EXPORTER": ","}, "OTEL_TRACES_EXPORTER=',': '' is not known"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "x=secret%0A"}, "the value of 'x' holds a line break"),
+        ({COLLECTOR: "user:secret@c:4318"}, "type OTEL_EXPORTER_OTLP_ENDPOINT=http://"),
+        ({"MACKEREL_OTEL_ENDPOINT": "HTTP://u:secret@proxy/x"}, "type MACKEREL_OTEL_ENDPOINT=https://proxy/x"),
         ({"OTEL_BSP_SCHEDULE_DELAY": "0"}, "OTEL_BSP_SCHEDULE_DELAY='0' is not a whole number of at least 1"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "100", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "101"}, "is larger than"),
         ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "-1"}, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT='-1'"),
         ({"OTEL_RESOURCE_ATTRIBUTES": "a=1,b"}, "OTEL_RESOURCE_ATTRIBUTES: 'b' is not of the form key=value"),
         ({"MACKEREL_OTEL_SHUTDOWN_TIMEOUT": "abc"}, "MACKEREL_OTEL_SHUTDOWN_TIMEOUT='abc' is not a number"),
         ({"MACKEREL_OTEL_SHUTDOWN_TIMEOUT": "-1"}, "MACKEREL_OTEL_SHUTDOWN_TIMEOUT='-1' is not a number of at least 0"),
+        ({"MACKEREL_OTEL_SHUTDOWN_TIMEOUT": "1e300"}, "MACKEREL_OTEL_SHUTDOWN_TIMEOUT='1e300' is not a number"),
         ({"MACKEREL_OTEL_SHUTDOWN_TIMEOUT": "inf"}, "MACKEREL_OTEL_SHUTDOWN_TIMEOUT='inf' is not a number"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def test_several_processes_without_a_master_are_traced(tmp_path: Path, receiver:
         "module = plain\ncallable = application",
         "wsgi = plain:application",
         "module = plain:make_application()",
+        "module = classes:Application",
         "module = mysite.wsgi:application",
         "module = shop:app",
         "module = django.core.wsgi:get_wsgi_application()",
@@ -182,6 +184,21 @@ def test_hooks_that_the_application_set_keep_running(tmp_path: Path, receiver: R
         log = server.stop()
     assert log.count("postfork of the application") == 2, log
     assert log.count("atexit of the application") >= 2, log
+    assert_one_server_span_per_request(receiver, server, pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_process_group_loses_no_span_and_holds_up_no_exit(
+    tmp_path: Path, receiver: Receiver, number: signal.Signals
+) -> None:
+    env = environment(receiver, OTEL_BSP_SCHEDULE_DELAY="60000")
+    with uwsgi(tmp_path, f"{DOOR}master = true\nmodule = plain\n", env=env) as server:
+        pids = server.ask_every_worker(2, 6)
+        server.wait_until_idle()
+        began = time.monotonic()
+        os.killpg(server.process.pid, number)
+        server.wait()
+        assert time.monotonic() - began < 10, server.log  # it was 60 s, uWSGI's mercy
     assert_one_server_span_per_request(receiver, server, pids)
 
 

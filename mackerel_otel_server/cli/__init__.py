@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from typing import TYPE_CHECKING
 
 from mackerel_otel_server import __version__
+from mackerel_otel_server.cli.text import complain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe has left, as in `receive | head`. What Python still holds for it goes nowhere.
         # https://docs.python.org/3/library/signal.html#note-on-sigpipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        complain(f"cannot write the output ({error.strerror}): make room, or send it elsewhere")
         return 1
     return status
 

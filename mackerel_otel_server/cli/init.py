@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 from importlib.resources import files
 from pathlib import Path
@@ -39,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     target = name if args.output is None else args.output
     try:
+        if Path(target).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         # "x" fails on a file that appears at the same moment; a check beforehand would not.
         with Path(target).open("w" if args.force else "x", encoding="utf-8") as file:
             file.write(content)

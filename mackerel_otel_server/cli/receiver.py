@@ -119,7 +119,8 @@ class Receiver:
     @property
     def url(self) -> str:
         """What an exporter is given, e.g. as MACKEREL_OTEL_ENDPOINT."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self._port}{PATH}"
 
     @property

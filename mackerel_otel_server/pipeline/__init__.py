@@ -40,11 +40,9 @@ def make_tracer_provider(
 
     def make_pipeline() -> Pipeline:
         of_this_process = resource.attributes["process.pid"] == os.getpid()
-        pipeline = Pipeline.of(settings, resource if of_this_process else make_resource(settings))
-        started(pipeline)
-        return pipeline
+        return Pipeline.of(settings, resource if of_this_process else make_resource(settings))
 
-    processor = ForkAwareSpanProcessor(make_pipeline)
+    processor = ForkAwareSpanProcessor(make_pipeline, started)
     provider = TracerProvider(
         resource=resource,
         sampler=_SAMPLERS[settings.sampler](settings.sampler_ratio),

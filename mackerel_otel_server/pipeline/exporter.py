@@ -63,7 +63,7 @@ def make_exporter(name: str, settings: Settings) -> CountingExporter:
         headers={"Accept": "*/*", **settings.headers},
         timeout=settings.timeout,
         compression=_COMPRESSION[settings.compression],
-        session=_Session(settings.api_key),
+        session=_Session(settings.api_key, settings.shown_endpoint),
     )
     return CountingExporter(exporter)
 
@@ -76,9 +76,10 @@ class _Session(requests.Session):
     application has switched off its loggers.
     """
 
-    def __init__(self, api_key: str | None) -> None:
+    def __init__(self, api_key: str | None, shown: str) -> None:
         super().__init__()
         self.__api_key = api_key
+        self._shown = shown
         self._complain_from = 0.0
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
@@ -90,20 +91,23 @@ class _Session(requests.Session):
         request.headers.pop(API_KEY_HEADER, None)
         if self.__api_key is not None:
             request.headers[API_KEY_HEADER] = self.__api_key
+            if (request.url or "").startswith("http://"):
+                # Settings allow that for this machine only, and a proxy is elsewhere.
+                kwargs["proxies"] = {}
         kwargs["allow_redirects"] = False
         try:
             response = super().send(request, **kwargs)
         except requests.RequestException as error:
-            self._complain(f"{request.url} did not answer ({_cause(error)})")
+            self._complain(f"{self._shown} did not answer ({_cause(error)})")
             raise
         if response.status_code in _REDIRECTS:
             response.close()
-            words = f"{request.url} answered {response.status_code}, a redirect, and those are not followed"
+            words = f"{self._shown} answered {response.status_code}, a redirect, and those are not followed"
             self._complain(f"{words}: give the URL that takes the traces itself")
             raise requests.TooManyRedirects(words)
         if not response.ok:
             hint = "; is the API key right, and has it write permission?" if response.status_code in _REFUSALS else ""
-            self._complain(f"{request.url} answered {response.status_code} {response.reason}{hint}")
+            self._complain(f"{self._shown} answered {response.status_code} {response.reason}{hint}")
         return response
 
     def _complain(self, words: str) -> None:

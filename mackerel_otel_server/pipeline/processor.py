@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,11 +19,10 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind
 
+from mackerel_otel_server.log import log
 from mackerel_otel_server.pipeline.exporter import CountingExporter, make_exporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
 
@@ -59,17 +61,8 @@ class Pipeline:
     @classmethod
     def of(cls, settings: Settings, resource: Resource) -> Pipeline:
         """Build what the settings describe. Starts threads: call after the fork only."""
-        processors: list[tuple[SpanProcessor, CountingExporter]] = []
-        for name in settings.exporters:
-            exporter = make_exporter(name, settings)
-            processor = BatchSpanProcessor(
-                exporter,
-                max_queue_size=settings.max_queue_size,
-                schedule_delay_millis=settings.schedule_delay,
-                max_export_batch_size=settings.max_export_batch_size,
-            )
-            processors.append((processor, exporter))
-        return cls(resource, processors)
+        with _threads_without_signals():
+            return cls(resource, _make_processors(settings))
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue a sampled span."""
@@ -113,11 +106,40 @@ class Pipeline:
             self._stopped.set()
 
 
+def _make_processors(settings: Settings) -> list[tuple[SpanProcessor, CountingExporter]]:
+    processors: list[tuple[SpanProcessor, CountingExporter]] = []
+    for name in settings.exporters:
+        exporter = make_exporter(name, settings)
+        processor = BatchSpanProcessor(
+            exporter,
+            max_queue_size=settings.max_queue_size,
+            schedule_delay_millis=settings.schedule_delay,
+            max_export_batch_size=settings.max_export_batch_size,
+        )
+        processors.append((processor, exporter))
+    return processors
+
+
+@contextmanager
+def _threads_without_signals() -> Iterator[None]:
+    """Let threads that are started here leave the signals to the main thread.
+
+    uWSGI handles them in C, in whichever thread they arrive, and ends the interpreter there: one of ours would wait
+    for itself.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class ForkAwareSpanProcessor(SpanProcessor):
     """Hand each span to the pipeline of the process that began it."""
 
-    def __init__(self, make_pipeline: Callable[[], Pipeline]) -> None:
+    def __init__(self, make_pipeline: Callable[[], Pipeline], started: Callable[[Pipeline], None]) -> None:
         self._make_pipeline = make_pipeline
+        self._started = started
         self._pipeline: Pipeline | None = None
         self._can_tell = True
         self._lock = threading.Lock()
@@ -131,12 +153,16 @@ class ForkAwareSpanProcessor(SpanProcessor):
     def pipeline(self) -> Pipeline:
         """Return this process's pipeline, made at the first call in each process."""
         pipeline = self._pipeline
-        if pipeline is None or pipeline.pid != os.getpid():
-            with self._lock:
-                pipeline = self._pipeline
-                if pipeline is None or pipeline.pid != os.getpid():
-                    # What a parent process had belongs to the parent: its queue, its connections, its counts.
-                    pipeline = self._pipeline = self._make_pipeline()
+        if pipeline is not None and pipeline.pid == os.getpid():
+            return pipeline
+        with self._lock:
+            pipeline = self._pipeline
+            if pipeline is not None and pipeline.pid == os.getpid():
+                return pipeline
+            # What a parent process had belongs to the parent: its queue, its connections, its counts.
+            pipeline = self._pipeline = self._make_pipeline()
+        # Without the lock: it writes to the log, and a handler of the application may begin a span.
+        self._started(pipeline)
         return pipeline
 
     def existing_pipeline(self) -> Pipeline | None:
@@ -146,7 +172,12 @@ class ForkAwareSpanProcessor(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
         """Let the span carry the resource of the process that begins it, which marks it as that process's own."""
-        resource = self.pipeline().resource
+        try:
+            resource = self.pipeline().resource
+        except Exception:
+            # No thread can be started, at the interpreter's exit or at a limit: the span's own block must still run.
+            log.debug("a span is not recorded", exc_info=True)
+            return
         if span.resource is not resource:
             # A forked process: the provider's tracers keep the resource of the process that made them. Private, but
             # there is no other way. Without it, such spans would say their parent's pid, and could not be told apart.

@@ -29,13 +29,14 @@ def make_resource(settings: Settings) -> Resource:
             # A command line can hold a password; nobody needs it to tell two workers apart.
             **{key: value for key, value in detected.items() if not key.startswith("process.command")},
             "host.name": socket.gethostname(),
-            "process.pid": os.getpid(),
             "process.runtime.name": sys.implementation.name,
             "process.runtime.version": platform.python_version(),
             "process.runtime.description": sys.version.replace("\n", " "),
             "telemetry.distro.name": "mackerel-otel-server",
             "telemetry.distro.version": __version__,
-            "service.instance.id": str(uuid.uuid4()),
             **settings.resource_attributes,
+            # Last: given for all workers, they would not tell one from another.
+            "process.pid": os.getpid(),
+            "service.instance.id": str(uuid.uuid4()),
         }
     )

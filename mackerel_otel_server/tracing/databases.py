@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wrapt import register_post_import_hook
 
 from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing import gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -26,26 +27,28 @@ _MODULES = {
 _registered: set[str] = set()
 
 
-def register(disabled: Container[str] = ()) -> None:
+def register(disabled: Callable[[], Container[str]] = tuple) -> None:
     """Trace every DB-API driver that the application has imported or is going to import.
 
     Imports no driver, starts nothing, and may be called before a fork and more than once. No span is made before
     ``gate.active`` is set.
 
     Args:
-        disabled: Names as in ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS``, ``*`` for all.
+        disabled: Returns names as in ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS``, ``*`` for all. Asked when a driver is
+            imported: Gunicorn's ``raw_env`` comes later than this call.
     """
-    if "*" in disabled:
-        return
     for name, module in _MODULES.items():
-        if name not in disabled and name not in _registered:
+        if name not in _registered:
             _registered.add(name)
-            register_post_import_hook(functools.partial(_trace, name), module)
+            register_post_import_hook(functools.partial(_trace, name, disabled), module)
 
 
-def _trace(name: str, module: Any) -> None:
+def _trace(name: str, disabled: Callable[[], Container[str]], module: Any) -> None:
     """Trace one driver that has just been imported. Never raises: the import is the application's."""
     try:
+        names = disabled()
+        if name in names or "*" in names:
+            return
         if _apply_own_instrumentation(name, module):
             return
         # Here, not above: it brings opentelemetry.instrumentation.dbapi along, which only a driver needs.
@@ -66,7 +69,8 @@ def _patch(patch: Callable[[Any], None], module: Any) -> None:
 
 
 def _warn(module: Any, error: Exception) -> None:
-    log.warning("the queries of %s are not traced: %s: %s", module.__name__, type(error).__name__, error)
+    if not gate.refused:
+        log.warning("the queries of %s are not traced: %s: %s", module.__name__, type(error).__name__, error)
     log.debug("%s could not be patched", module.__name__, exc_info=True)
 
 

@@ -28,7 +28,7 @@ _registered: set[str] = set()
 def register() -> None:
     """Trace the frameworks' classes as soon as the application imports them, or now where it has."""
     for module, name in _CLASSES.items():
-        _on_import(module, name)
+        _on_import(module, name, _trace_class)
 
 
 def register_callable(module: str, name: str) -> None:
@@ -36,12 +36,18 @@ def register_callable(module: str, name: str) -> None:
 
     For a server that imports the application itself and offers no hook between that and its first request.
     """
-    _on_import(module, name)
+    _on_import(module, name, trace_wsgi)
 
 
 def register_factory(module: str, name: str) -> None:
     """Trace what the function ``name`` of ``module`` returns, for ``module = mysite:make_application()``."""
     _on_import(module, name, _trace_factory)
+
+
+def _trace_class(cls: type) -> type:
+    if not wrap_class(cls):
+        log.warning("%s is not traced: its __call__ is not a Python function", cls.__qualname__)
+    return cls
 
 
 def _trace_factory(factory: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,7 +58,7 @@ def _trace_factory(factory: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-def _on_import(module_name: str, attribute: str, trace: Callable[[Any], Any] = trace_wsgi) -> None:
+def _on_import(module_name: str, attribute: str, trace: Callable[[Any], Any]) -> None:
     key = f"{module_name}:{attribute}"
     if key in _registered:
         return
@@ -61,9 +67,7 @@ def _on_import(module_name: str, attribute: str, trace: Callable[[Any], Any] = t
     def wrap(module: ModuleType) -> None:
         try:
             value = vars(module).get(attribute)
-            if isinstance(value, type):
-                wrap_class(value)
-            elif callable(value):
+            if callable(value):
                 traced = trace(value)
                 if traced is not value:
                     setattr(module, attribute, traced)

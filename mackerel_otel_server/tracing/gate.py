@@ -8,6 +8,9 @@ from collections.abc import Callable
 active = False
 """True once this process, or the one it was forked from, traces."""
 
+refused = False
+"""True once the settings were refused: what fails because of them has been reported."""
+
 _asked_in_pid = 0
 _start: Callable[[], bool] | None = None
 

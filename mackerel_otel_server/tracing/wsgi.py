@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import wrapt
 
+from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def prepare() -> None:
     global _middleware
     if _middleware is None:
         from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+
+        _mend_propagation()
 
         # One for all applications: it is costly to make, and which application to call is in the environ.
         _middleware = OpenTelemetryMiddleware(_call_application)
@@ -94,8 +97,30 @@ def _call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         if gate.open_for_request() and _middleware is not None:
             environ[_TRACED] = True
             environ[_APPLICATION] = application
-            return _middleware(environ, start_response)
+            try:
+                return _middleware(environ, start_response)
+            except Exception:
+                if _APPLICATION not in environ:
+                    # It has been called: the exception is its own, or comes after its response.
+                    raise
+                del environ[_APPLICATION]
+                log.warning("a request is not traced", exc_info=True)
     return application(*args, **kwargs)
+
+
+def _mend_propagation() -> None:
+    """Make ``OTEL_PROPAGATORS=none`` work: the library's propagator returns no context then, which nothing expects."""
+    from opentelemetry import context, propagate
+    from opentelemetry.propagators.composite import CompositePropagator
+
+    if propagate.extract({}) is not None:
+        return
+
+    class NoPropagator(CompositePropagator):
+        def extract(self, carrier: Any, given: Any = None, getter: Any = None) -> Any:  # noqa: ARG002
+            return context.get_current() if given is None else given
+
+    propagate.set_global_textmap(NoPropagator([]))
 
 
 def _call_application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
