@@ -188,18 +188,20 @@ def test_hooks_that_the_application_set_keep_running(tmp_path: Path, receiver: R
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_process_group_loses_no_span_and_holds_up_no_exit(
+def test_a_signal_to_the_whole_process_group_holds_up_no_exit(
     tmp_path: Path, receiver: Receiver, number: signal.Signals
 ) -> None:
     env = environment(receiver, OTEL_BSP_SCHEDULE_DELAY="60000")
     with uwsgi(tmp_path, f"{DOOR}master = true\nmodule = plain\n", env=env) as server:
-        pids = server.ask_every_worker(2, 6)
+        server.ask_every_worker(2, 6)
         server.wait_until_idle()
         began = time.monotonic()
         os.killpg(server.process.pid, number)
         server.wait()
         assert time.monotonic() - began < 10, server.log  # it was 60 s, uWSGI's mercy
-    assert_one_server_span_per_request(receiver, server, pids)
+    # A worker gets the signal twice, from the group and from the master. The second may end it before Python's code
+    # for the exit has begun, so that spans can be lost; none arrives twice.
+    assert len({span.span_id for span in receiver.spans}) == len(receiver.spans) <= server.answered
 
 
 def test_mules_and_the_spooler_stay_quiet(tmp_path: Path, receiver: Receiver) -> None:
