@@ -32,6 +32,8 @@ SAMPLERS: Final = (
 _LARGEST: Final = 10**9
 """Of any number: what is larger, or infinite, is a mistake, and more than a thread can wait."""
 _EXPORTERS: Final = ("otlp", "console", "none")
+_API_KNOWS_NONE: Final = (1, 33)
+"""The first release of opentelemetry-api that takes ``OTEL_PROPAGATORS=none``."""
 _COMPRESSIONS: Final = ("gzip", "deflate", "none")
 _LIMITS: Final = (
     "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
@@ -505,11 +507,11 @@ def _check_propagators(source: _Reader) -> None:
     if not value:
         return
     # Only now: the entry points of all installed packages are read for this.
-    from importlib.metadata import entry_points
+    from importlib.metadata import entry_points, version
 
-    known = {"tracecontext", "baggage", "none"} | {
-        point.name for point in entry_points(group="opentelemetry_propagator")
-    }
+    known = {"tracecontext", "baggage"} | {point.name for point in entry_points(group="opentelemetry_propagator")}
+    if tuple(int(part) for part in version("opentelemetry-api").split(".")[:2]) >= _API_KNOWS_NONE:
+        known.add("none")
     if unknown := [name for name in (part.strip() for part in value.split(",")) if name not in known]:
         source.problem(
             f"OTEL_PROPAGATORS={value!r}: {', '.join(map(repr, unknown))} is not installed; known here: "
