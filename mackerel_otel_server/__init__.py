@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["__version__", "instrument", "shutdown", "trace_wsgi"]
+__all__ = ["__version__", "instrument", "shutdown", "stats", "trace_wsgi"]
 
 __version__ = "0.1.0"
 
@@ -62,6 +62,20 @@ def shutdown(timeout: float | None = None) -> bool:
     from mackerel_otel_server import worker
 
     return worker.stop(timeout)
+
+
+def stats() -> dict[str, Any]:
+    """Tell what became of the spans that this process finished: finished = delivered + lost + queued.
+
+    Returns:
+        ``finished``, ``delivered``, ``queued``: numbers of spans; ``lost``: numbers of spans by reason; ``requests``:
+        those that the endpoint took spans from; ``attempts``, ``retried``: all requests, and those that repeated a
+        failed one; ``bytes_sent``: their compressed bytes. Empty in a process that does not trace, or has not begun a
+        span.
+    """
+    from mackerel_otel_server import worker
+
+    return worker.stats()
 
 
 def trace_wsgi(application: Any) -> Any:

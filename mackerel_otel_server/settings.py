@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import math
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Mapping
@@ -45,6 +46,9 @@ _LIMITS: Final = (
     "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
     "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
 )
+# RFC 9110, 5.1 and 5.5.
+_FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIELD_VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 class SettingsError(Exception):
@@ -88,6 +92,8 @@ class Settings:
     endpoint: str
     api_key: str | None = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
+    proxy: str | None = field(repr=False)
+    """The http:// URL of the proxy that leads to the endpoint; it may hold credentials."""
     timeout: float
     """Seconds that one request to the endpoint may take."""
     compression: str
@@ -185,6 +191,7 @@ def read(
         endpoint=endpoint,
         api_key=api_key,
         headers=headers,
+        proxy=_proxy(source, endpoint),
         timeout=_timeout(source),
         compression=source.choice(
             ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"), _COMPRESSIONS, "gzip"
@@ -297,7 +304,7 @@ class _Reader:
                 self.problem(f"{name}: {seen} is not of the form key=value; separate items with commas")
                 continue
             name_, value = unquote(key.strip()), unquote(value.strip())
-            if secret and not (name_ + value).isprintable():
+            if secret and not (_FIELD_NAME.fullmatch(name_) and _FIELD_VALUE.fullmatch(value)):
                 # It would be refused on its way, in an error that shows it.
                 self.problem(f"{name}: the value of {name_!r} holds a line break or a control character; remove it")
                 continue
@@ -414,6 +421,46 @@ def _without_credentials(url: str) -> str:
 def _is_text(value: str) -> bool:
     # Bytes of the environment that are not UTF-8 arrive as lone surrogates (PEP 383), which no exporter can encode.
     return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _proxy(source: _Reader, endpoint: str) -> str | None:
+    """Return the proxy that the usual variables name for the endpoint, lower case first, as curl and urllib do.
+
+    Never for a loopback address, as in Go's net/http: a key may go there over http, and must not leave the machine.
+    """
+    try:
+        parts = urlsplit(endpoint)
+    except ValueError:
+        return None  # told already
+    scheme, host = parts.scheme, parts.hostname or ""
+    if not host or _is_loopback(host):
+        return None
+    name, proxy = source.first(f"{scheme}_proxy", f"{scheme.upper()}_PROXY")
+    excepted = source.first("no_proxy", "NO_PROXY")[1]
+    if not proxy or (excepted and _is_excepted(parts, excepted)):
+        return None
+    url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    try:
+        usable = url.scheme == "http" and bool(url.hostname) and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        source.problem(
+            f"{name} does not name an http proxy (its value is not shown, it may hold a password); type "
+            f"{name}=http://host:port, or name {host} in NO_PROXY"
+        )
+        return None
+    return url.geturl()
+
+
+def _is_excepted(endpoint: SplitResult, excepted: str) -> bool:
+    # Only here: it imports http.client, which the doors must not.
+    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined] # typeshed lacks it
+
+    host = endpoint.hostname or ""
+    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
+    proxies = {"no": excepted}
+    return bool(proxy_bypass_environment(host, proxies) or proxy_bypass_environment(f"{host}:{port}", proxies))
 
 
 def _is_mackerel(parts: SplitResult) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from mackerel_otel_server import settings as settings_module
 from mackerel_otel_server.log import log
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from mackerel_otel_server.pipeline import ForkAwareSpanProcessor
     from mackerel_otel_server.pipeline.processor import Pipeline
+    from mackerel_otel_server.pipeline.sender import Counts
 
 _arguments = Arguments()
 _application: str | None = None
@@ -144,12 +146,12 @@ def stop(timeout: float | None = None) -> bool:
         if pipeline is None or _settings is None:
             return True
         if _stopped_in_pid == os.getpid():
-            return pipeline.counts().lost == 0
+            return pipeline.counts().delivered == pipeline.counts().finished
         _stopped_in_pid = os.getpid()
         delivered = pipeline.stop(_settings.shutdown_timeout if timeout is None else timeout)
         counts = pipeline.counts()
         write = log.info if delivered else log.warning
-        write("sent %d spans in %d requests, lost %d", counts.delivered, counts.requests, counts.lost)
+        write("sent %d spans in %d requests, lost %s", counts.delivered, counts.requests, _in_words(counts))
     except Exception:
         log.exception("spans may be lost: the pipeline did not stop")
         return False
@@ -178,7 +180,7 @@ def _start() -> bool:
     if _settings is None:
         return False
     pipeline, wsgi = _import_what_start_needs()
-    provider, _processor = pipeline.make_tracer_provider(_settings, _log_start)
+    provider, _processor = pipeline.make_tracer_provider(_settings, _log_start, _new_api_key)
     trace.set_tracer_provider(provider)
     wsgi.prepare()
     atexit.register(stop)
@@ -231,6 +233,31 @@ def leave_reports_to_others(*, of_settings: bool) -> None:
     """
     global _others_report_settings, _others_report_arguments
     _others_report_settings, _others_report_arguments = of_settings, True
+
+
+def stats() -> dict[str, Any]:
+    """Return what became of this process's spans so far; see ``mackerel_otel_server.stats()``."""
+    pipeline = _processor.existing_pipeline() if _processor is not None else None
+    if pipeline is None:
+        return {}
+    counts = pipeline.counts()
+    return {**asdict(counts), "queued": counts.queued}
+
+
+def _in_words(counts: Counts) -> str:
+    """Return ``12 (queue full 10, unconfirmed 2)``; at the end of a worker what is still queued is lost, too."""
+    lost = {**counts.lost, **({"not sent in time": counts.queued} if counts.queued else {})}
+    reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
+    return f"{sum(lost.values())} ({reasons})" if lost else "0"
+
+
+def _new_api_key() -> str | None:
+    """Read the API key again; the old one stays when that fails."""
+    try:
+        return settings_module.from_process(_arguments, _application).api_key
+    except Exception:
+        log.debug("the API key cannot be read again", exc_info=True)
+        return None
 
 
 def _log_start(pipeline: Pipeline) -> None:

@@ -178,7 +178,7 @@ def test_shutdown_tells_whether_everything_was_delivered(tmp_path: Path, receive
     assert _run(tmp_path, receiver, script).stdout == "True\n"
     result = _run(tmp_path, receiver, script, MACKEREL_APIKEY="wrong-key")
     assert result.stdout == "False\n"
-    assert "sent 0 spans in 0 requests, lost 1" in result.stderr
+    assert "sent 0 spans in 0 requests, lost 1 (API key refused 1)" in result.stderr
 
 
 def test_arguments_win_over_the_environment(tmp_path: Path, receiver: Receiver) -> None:

@@ -33,6 +33,7 @@ def test_a_key_is_all_that_is_needed() -> None:
         endpoint=MACKEREL_ENDPOINT,
         api_key="the-key",
         headers={},
+        proxy=None,
         timeout=10.0,
         compression="gzip",
         certificate=None,

@@ -28,19 +28,20 @@ _SAMPLERS: Final[dict[str, Callable[[float], sampling.Sampler]]] = {
 
 
 def make_tracer_provider(
-    settings: Settings, started: Callable[[Pipeline], None]
+    settings: Settings, started: Callable[[Pipeline], None], new_api_key: Callable[[], str | None]
 ) -> tuple[TracerProvider, ForkAwareSpanProcessor]:
     """Build the provider and the processor at its end; threads and connections come with the first span.
 
     Args:
         settings: What to send, and where.
         started: Called with each process's pipeline once it exists.
+        new_api_key: Reads the API key again, after the endpoint has refused the one in use.
     """
     resource = make_resource(settings)
 
     def make_pipeline() -> Pipeline:
         of_this_process = resource.attributes["process.pid"] == os.getpid()
-        return Pipeline.of(settings, resource if of_this_process else make_resource(settings))
+        return Pipeline(settings, resource if of_this_process else make_resource(settings), new_api_key)
 
     processor = ForkAwareSpanProcessor(make_pipeline, started)
     provider = TracerProvider(

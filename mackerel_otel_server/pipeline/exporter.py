@@ -1,125 +1,188 @@
-"""One batch -> one HTTP answer, with the standard exporter over a session that guards the API key."""
+"""One batch of ready OTLP bytes -> one HTTP answer: retry, explain, pause."""
 
 from __future__ import annotations
 
+import gzip
+import random
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+import traceback
+import zlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
-import requests
-from opentelemetry.exporter.otlp.proto.http import Compression
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from mackerel_otel_server import __version__
 from mackerel_otel_server.log import log
+from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Answer, Cause, Fault, Reader
+from mackerel_otel_server.pipeline.complaints import Complaints
+from mackerel_otel_server.pipeline.connection import Connection
 from mackerel_otel_server.settings import API_KEY_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from opentelemetry.sdk.trace import ReadableSpan
-
     from mackerel_otel_server.settings import Settings
 
-_COMPRESSION = {"gzip": Compression.Gzip, "deflate": Compression.Deflate, "none": Compression.NoCompression}
-_REDIRECTS = range(300, 400)
-_REFUSALS = (400, 401, 403)  # Mackerel answers 400 to a wrong key
-_SECONDS_BETWEEN_COMPLAINTS = 60.0
+__all__ = ["Answer", "Cause", "Exporter"]
+
+GZIP_LEVEL: Final = 1
+"""Batches of 512 spans of 304 bytes: level 1 makes 44 bytes in 0.7 µs of each, 6 makes 42 in 1.9 µs, 9 40 in 2.8 µs."""
+_FIRST_BACKOFF: Final = 1.0
+_LONGEST_BACKOFF: Final = 8.0
+"""Short, so that a far end that was restarted is found soon."""
+_LEAST_SECONDS: Final = 0.5
+"""A further attempt with less time would turn spans that can be kept into unconfirmed ones."""
+# What belongs to us, or to the connection.
+_RESERVED: Final = frozenset(
+    {"connection", "content-encoding", "content-length", "content-type", "host", "transfer-encoding"}
+    | {API_KEY_HEADER.lower()}
+)
 
 
-class CountingExporter(SpanExporter):
-    """Count what another exporter delivers."""
+class Exporter:
+    """Send batches to the endpoint, one at a time, from one thread.
 
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
-        self.delivered = 0
-        self.requests = 0
+    It starts no thread, and opens no connection and no file before the first batch. Make one per process, and under
+    gevent after its patches.
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export, and count if the far end took the spans."""
-        result = self._exporter.export(spans)
-        if result is SpanExportResult.SUCCESS:
-            self.delivered += len(spans)
-            self.requests += 1
-        return result
-
-    def shutdown(self) -> None:
-        """Close the connections."""
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Do nothing: nothing is buffered here."""
-        return self._exporter.force_flush(timeout_millis)
-
-
-def make_exporter(name: str, settings: Settings) -> CountingExporter:
-    """Build the exporter ``otlp`` or ``console``."""
-    if name == "console":
-        return CountingExporter(ConsoleSpanExporter())
-    exporter = OTLPSpanExporter(
-        endpoint=settings.endpoint,
-        certificate_file=settings.certificate,
-        client_key_file=settings.client_key,
-        client_certificate_file=settings.client_certificate,
-        headers={"Accept": "*/*", **settings.headers},
-        timeout=settings.timeout,
-        compression=_COMPRESSION[settings.compression],
-        session=_Session(settings.api_key, settings.shown_endpoint),
-    )
-    return CountingExporter(exporter)
-
-
-class _Session(requests.Session):
-    """A session whose requests carry the API key if, and only if, they go to Mackerel, and that says what went wrong.
-
-    The standard exporter merges ``OTEL_EXPORTER_OTLP_HEADERS`` into every request by itself, and its older releases
-    follow redirects; both would hand the key to somebody else. Its own lines about a failure do not arrive where the
-    application has switched off its loggers.
+    Attributes:
+        requests: Attempts so far, those included that no answer came to.
+        retried: Those among them that repeated a failed one.
+        bytes_sent: Of the bodies of these attempts, as compressed.
     """
 
-    def __init__(self, api_key: str | None, shown: str) -> None:
-        super().__init__()
-        self.__api_key = api_key
-        self._shown = shown
-        self._complain_from = 0.0
+    def __init__(self, settings: Settings) -> None:
+        self.requests = 0
+        self.retried = 0
+        self.bytes_sent = 0
+        self._settings = settings
+        self._key = settings.api_key
+        self._connection = Connection(settings)
+        self._complaints = Complaints()
+        self._reader = Reader(_shown(settings.endpoint), has_key=self._key is not None, secrets=self._secrets())
+        self._failures = 0
+        self._woken = threading.Event()
 
-    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        """Send one prepared request, without following a redirect.
+    def export(self, body: bytes, spans: int, deadline: float) -> Answer:
+        """Send one batch, and log what is wrong with the answer, at most once a minute per cause. Never raises.
 
-        Raises:
-            requests.TooManyRedirects: The endpoint answered with a redirect.
+        Args:
+            body: A serialized ExportTraceServiceRequest.
+            spans: How many spans it holds.
+            deadline: The time.monotonic() at which this must return. A name server that does not answer may hold it
+                up longer, getaddrinfo() knows no limit: call it from a thread that can be abandoned.
         """
-        request.headers.pop(API_KEY_HEADER, None)
-        if self.__api_key is not None:
-            request.headers[API_KEY_HEADER] = self.__api_key
-            if (request.url or "").startswith("http://"):
-                # Settings allow that for this machine only, and a proxy is elsewhere.
-                kwargs["proxies"] = {}
-        kwargs["allow_redirects"] = False
+        self._woken.clear()
         try:
-            response = super().send(request, **kwargs)
-        except requests.RequestException as error:
-            self._complain(f"{self._shown} did not answer ({_cause(error)})")
-            raise
-        if response.status_code in _REDIRECTS:
-            response.close()
-            words = f"{self._shown} answered {response.status_code}, a redirect, and those are not followed"
-            self._complain(f"{words}: give the URL that takes the traces itself")
-            raise requests.TooManyRedirects(words)
-        if not response.ok:
-            hint = "; is the API key right, and has it write permission?" if response.status_code in _REFUSALS else ""
-            self._complain(f"{self._shown} answered {response.status_code} {response.reason}{hint}")
-        return response
+            # Sending is no part of the application; its instrumentations shall not trace it.
+            with suppress_instrumentation():
+                answer = self._deliver(body, spans, deadline)
+        except Exception as error:
+            self._connection.close()
+            seen = self._reader.shown(f"{type(error).__name__}: {error}")
+            # Not exc_info: an exception's own words are shown after they were searched for secrets only.
+            log.debug("the exporter failed with %s\n%s", seen, "".join(traceback.format_tb(error.__traceback__)))
+            answer = Answer(cause=Cause.OTHER, words=f"{_shown(self._settings.endpoint)} was not asked ({seen})")
+        if answer.cause and answer.words:
+            said = "the endpoint takes no spans: " if not answer.accepted else ""
+            self._complaints.complain((answer.cause, answer.unconfirmed), said + answer.words)
+        elif answer.words:
+            self._complaints.complain("remark", answer.words)
+        elif answer.cause is None:
+            self._complaints.resolve("the endpoint takes spans again")
+        return answer
 
-    def _complain(self, words: str) -> None:
-        if time.monotonic() >= self._complain_from:
-            self._complain_from = time.monotonic() + _SECONDS_BETWEEN_COMPLAINTS
-            log.warning("the endpoint takes no spans: %s", words)
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last attempt failed in a way that may pass."""
+        return self._failures > 0
+
+    def wake(self) -> None:
+        """End a wait before a further attempt: export() returns at once with what it has."""
+        self._woken.set()
+
+    def set_api_key(self, api_key: str | None) -> None:
+        """Use another key from now on. None is ignored, and so is any key where the settings allow none."""
+        if self._key is not None and api_key:
+            self._key = api_key
+            self._reader.set_secrets(self._secrets())
+
+    def close(self) -> None:
+        """Close the connection; a later export opens another."""
+        self._connection.close()
+
+    def _deliver(self, body: bytes, spans: int, deadline: float) -> Answer:
+        data = _compress(body, self._settings.compression)
+        attempts = 0
+        answer = Answer(keep=True, cause=Cause.TIMEOUT)  # nothing was attempted, so there is nothing to log
+        while time.monotonic() < deadline:
+            self.retried += attempts > 0
+            attempts += 1
+            answer = self._attempt(data, spans, min(deadline, time.monotonic() + self._settings.timeout))
+            if not answer.keep:
+                self._failures = 0
+                return answer
+            pause = max(answer.pause, self._backoff(answer.cause))
+            answer = replace(answer, pause=pause)
+            too_late = time.monotonic() + pause + _LEAST_SECONDS > deadline
+            if not answer.again or too_late or self._woken.wait(pause):
+                return answer
+        return answer
+
+    def _attempt(self, data: bytes, spans: int, limit: float) -> Answer:
+        self.requests += 1
+        self.bytes_sent += len(data)
+        try:
+            response = self._connection.post(self._fields(), data, limit)
+        except Fault as fault:
+            return self._reader.of_fault(fault)
+        return self._reader.of_response(response, spans)
+
+    def _backoff(self, cause: Cause | None) -> float:
+        """Full jitter (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)."""
+        longest = PROBE_SECONDS if cause is Cause.RATE else _LONGEST_BACKOFF
+        ceiling = min(_FIRST_BACKOFF * 2.0 ** min(self._failures, 10), longest)
+        self._failures += 1
+        return random.uniform(0.0, ceiling)  # noqa: S311 - spreads load, guards nothing
+
+    def _fields(self) -> dict[str, str]:
+        fields = {
+            "User-Agent": f"mackerel-otel-server/{__version__}",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+        }
+        own = {name.lower(): name for name in fields}
+        for name, value in self._settings.headers.items():
+            if name.lower() not in _RESERVED:
+                fields[own.get(name.lower(), name)] = value
+        fields["Content-Type"] = "application/x-protobuf"
+        if self._settings.compression != "none":
+            fields["Content-Encoding"] = self._settings.compression
+        if self._key is not None:
+            fields[API_KEY_HEADER] = self._key
+        return fields
+
+    def _secrets(self) -> list[str | None]:
+        proxy = urlsplit(self._settings.proxy or "")
+        endpoint = urlsplit(self._settings.endpoint)
+        return [
+            self._settings.api_key,
+            self._key,
+            *self._settings.headers.values(),
+            proxy.password,
+            endpoint.password,
+            endpoint.query,
+        ]
 
 
-def _cause(error: BaseException) -> str:
-    """Return the innermost reason: requests wraps urllib3's wrap of what the operating system said."""
-    while inner := getattr(error, "reason", None) or error.__context__:
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    return str(error) or type(error).__name__
+def _compress(body: bytes, compression: str) -> bytes:
+    if compression == "gzip":
+        return gzip.compress(body, GZIP_LEVEL, mtime=0)
+    return zlib.compress(body, GZIP_LEVEL) if compression == "deflate" else body
+
+
+def _shown(url: str) -> str:
+    """Return a URL without its credentials and its query, which may be one."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

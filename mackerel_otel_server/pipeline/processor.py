@@ -1,137 +1,60 @@
-"""The end of a span: one queue per process, however the process came to be.
-
-The queues and their threads are the SDK's ``BatchSpanProcessor``. This module gives each process its own, drops what
-another process began, keeps the deadline at the end, and counts.
-"""
+"""The end of a span: one pipeline per process, however the process came to be."""
 
 from __future__ import annotations
 
-import itertools
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 from opentelemetry.trace import SpanKind
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.pipeline.exporter import CountingExporter, make_exporter
+from mackerel_otel_server.pipeline.encoder import Encoder
+from mackerel_otel_server.pipeline.exporter import Exporter
+from mackerel_otel_server.pipeline.sender import Counts, Sender
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
 
     from mackerel_otel_server.settings import Settings
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What became of the spans that one process finished."""
-
-    finished: int
-    delivered: int
-    requests: int
-
-    @property
-    def lost(self) -> int:
-        """Spans that the far end did not confirm."""
-        return self.finished - self.delivered
-
-
 class Pipeline:
-    """The queues, exporters and counters of one process."""
+    """What one process sends with. Starts a thread: make it after the fork only."""
 
-    def __init__(self, resource: Resource, processors: list[tuple[SpanProcessor, CountingExporter]]) -> None:
+    def __init__(self, settings: Settings, resource: Resource, new_api_key: Callable[[], str | None]) -> None:
         self.pid: Final = os.getpid()
         self.resource: Final = resource
-        self._processors: Final = processors
-        # next() is one step of the interpreter: no lock that a signal handler could meet.
-        self._finished: Final = itertools.count()
-        self._times_asked = 0
-        self._stop: Final = threading.Event()
-        self._stopped: Final = threading.Event()
-        # Python 3.12+ starts no thread while the interpreter exits, so the one that flushes then waits from now on.
-        threading.Thread(target=self._shut_down_when_told, name="mackerel-otel-stop", daemon=True).start()
-
-    @classmethod
-    def of(cls, settings: Settings, resource: Resource) -> Pipeline:
-        """Build what the settings describe. Starts threads: call after the fork only."""
-        with _threads_without_signals():
-            return cls(resource, _make_processors(settings))
+        self._console = SimpleSpanProcessor(ConsoleSpanExporter()) if "console" in settings.exporters else None
+        self._sender = None
+        if "otlp" in settings.exporters:
+            self._sender = Sender(settings, Encoder(resource), Exporter(settings), new_api_key)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue a sampled span."""
-        if not (span.context and span.context.trace_flags.sampled) or not self._processors:
+        if not (span.context and span.context.trace_flags.sampled):
             return
-        next(self._finished)
-        for processor, _ in self._processors:
-            processor.on_end(span)
+        if self._sender is not None:
+            self._sender.put(span)
+        if self._console is not None:
+            self._console.on_end(span)
 
     def counts(self) -> Counts:
-        """Return the counts so far; of several exporters those of the one that delivered least."""
-        exporters = [exporter for _, exporter in self._processors]
-        least = min(exporters, key=lambda exporter: exporter.delivered, default=None)
-        finished = next(self._finished) - self._times_asked
-        self._times_asked += 1
-        return Counts(finished, least.delivered if least else 0, least.requests if least else 0)
+        """Return what became of the spans so far."""
+        return self._sender.counts() if self._sender is not None else Counts()
+
+    def flush(self, timeout: float) -> bool:
+        """Send what is queued now; return whether nothing was left after ``timeout`` seconds."""
+        return self._sender is None or self._sender.flush(timeout)
 
     def stop(self, timeout: float) -> bool:
-        """Send what is queued, for ``timeout`` seconds at most; 0 sends nothing more.
-
-        Returns:
-            Whether everything that this process finished was delivered.
-        """
-        if timeout > 0:
-            self._stop.set()
-            self._stopped.wait(timeout)
-        return self.counts().lost == 0
-
-    def force_flush(self, timeout_millis: int) -> bool:
-        """Send what is queued now."""
-        # Every one of them, also after one that did not manage.
-        results = [processor.force_flush(timeout_millis) for processor, _ in self._processors]
-        return all(results)
-
-    def _shut_down_when_told(self) -> None:
-        self._stop.wait()
-        try:
-            for processor, _ in self._processors:
-                processor.shutdown()
-        finally:
-            self._stopped.set()
-
-
-def _make_processors(settings: Settings) -> list[tuple[SpanProcessor, CountingExporter]]:
-    processors: list[tuple[SpanProcessor, CountingExporter]] = []
-    for name in settings.exporters:
-        exporter = make_exporter(name, settings)
-        processor = BatchSpanProcessor(
-            exporter,
-            max_queue_size=settings.max_queue_size,
-            schedule_delay_millis=settings.schedule_delay,
-            max_export_batch_size=settings.max_export_batch_size,
-        )
-        processors.append((processor, exporter))
-    return processors
-
-
-@contextmanager
-def _threads_without_signals() -> Iterator[None]:
-    """Let threads that are started here leave the signals to the main thread.
-
-    uWSGI handles them in C, in whichever thread they arrive, and ends the interpreter there: one of ours would wait
-    for itself.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        """Send what is queued, for ``timeout`` seconds at most; return whether everything was delivered."""
+        return self._sender is None or self._sender.stop(timeout)
 
 
 class ForkAwareSpanProcessor(SpanProcessor):
@@ -202,4 +125,4 @@ class ForkAwareSpanProcessor(SpanProcessor):
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Send what is queued now."""
         pipeline = self.existing_pipeline()
-        return pipeline.force_flush(timeout_millis) if pipeline else True
+        return pipeline is None or pipeline.flush(timeout_millis / 1000)

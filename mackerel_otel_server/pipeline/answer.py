@@ -1,0 +1,305 @@
+"""What the far end said, or why it said nothing, in words: what was seen -> what follows -> what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+PROBE_SECONDS: Final = 60.0
+"""A refused key or a quota that is used up is asked about again after this time."""
+
+# https://opentelemetry.io/docs/specs/otlp/#retryable-response-codes
+_RETRYABLE: Final = frozenset({429, 502, 503, 504})
+_ABOUT_FORMAT: Final = re.compile(
+    r"protobuf|content.?type|media type|unmarshal|decode|parse|ExportTrace", re.IGNORECASE
+)
+_ABOUT_KEY: Final = re.compile(r"key|auth|token|permission|credential", re.IGNORECASE)
+_LONGEST_WAIT: Final = 1e9
+_MOST_CHARACTERS: Final = 200
+_SHORTEST_SECRET: Final = 4
+
+
+_UNCONFIRMED: Final = (
+    "the spans may have arrived, so they are not sent again, and count as unconfirmed; if this goes on, check the far "
+    "end, or give it more time with OTEL_EXPORTER_OTLP_TIMEOUT (seconds)"
+)
+
+
+class Cause(Enum):
+    """Why spans were not taken; the value ends the sentence: what follows, and what to do."""
+
+    KEY = (
+        "spans are dropped, one attempt is made a minute; set MACKEREL_APIKEY (or write into the file that "
+        "MACKEREL_APIKEY_FILE names) an API key that has write permission; a change of permission takes about a minute"
+    )
+    CREDENTIALS = (
+        "spans are dropped, one attempt is made a minute; give the endpoint's credentials in OTEL_EXPORTER_OTLP_HEADERS"
+    )
+    RATE = (
+        "the spans are kept and sent later; if this goes on, send fewer: "
+        "OTEL_TRACES_SAMPLER=parentbased_traceidratio with OTEL_TRACES_SAMPLER_ARG=0.1"
+    )
+    QUOTA = (
+        "spans are dropped, one attempt is made a minute; see the plan's limits in Mackerel, or send fewer: "
+        "OTEL_TRACES_SAMPLER=parentbased_traceidratio with OTEL_TRACES_SAMPLER_ARG=0.1"
+    )
+    TOO_LARGE = "these spans are lost; make the batches smaller: OTEL_BSP_MAX_EXPORT_BATCH_SIZE=128"
+    NOT_PROTOBUF = (
+        "these spans are lost; the endpoint must take OTLP over HTTP as protobuf: give the URL of such a receiver, "
+        "usually one that ends in /v1/traces"
+    )
+    NOT_FOUND = "these spans are lost; give the whole URL that takes traces, usually one that ends in /v1/traces"
+    REDIRECT = "redirects are not followed and these spans are lost; give the URL that takes the traces itself"
+    TLS = (
+        "the spans are kept and sent later; for a certificate authority of your own set "
+        "OTEL_EXPORTER_OTLP_CERTIFICATE to its PEM file, for a client certificate "
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY"
+    )
+    DNS = "the spans are kept and sent later; check the host in the endpoint's URL and this machine's resolver"
+    REFUSED = "the spans are kept and sent later; check that the far end runs, its host and port, and the firewall"
+    TIMEOUT = (
+        "the spans are kept and sent later; check the network, the firewall and whether a proxy must be named in "
+        "HTTPS_PROXY"
+    )
+    CLOSED = "the spans are kept and sent later; check the far end and what stands before it"
+    PROXY = "the spans are kept and sent later; check HTTPS_PROXY and its user:password@, or name the host in NO_PROXY"
+    SERVER = "the spans are kept and sent later; the fault is at the far end: see its log or status page"
+    PARTIAL = "the rejected spans are lost, sending them again would not help; the message says why"
+    NOT_OTLP = (
+        "the spans count as delivered because the status says so; check that the endpoint's URL is one that takes "
+        "traces"
+    )
+    OTHER = "these spans are lost; check the endpoint's URL and the far end's log"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one batch.
+
+    Attributes:
+        accepted: Spans that the far end took.
+        rejected: Spans that it took note of and refused (``partial_success``).
+        cause: Why not all is well, None when it is.
+        words: A sentence for the log, without any secret.
+        keep: The spans may be sent again later.
+        unconfirmed: They were sent completely, and no answer came.
+        pause: Seconds for which nothing should be sent.
+        again: A further attempt may be made at once; of interest to the exporter only.
+    """
+
+    accepted: int = 0
+    rejected: int = 0
+    cause: Cause | None = None
+    words: str = ""
+    keep: bool = False
+    unconfirmed: bool = False
+    pause: float = 0.0
+    again: bool = False
+
+
+class Fault(Exception):  # noqa: N818 - what happened to a connection; it never leaves the pipeline
+    """No answer came.
+
+    Attributes:
+        cause: What kind of fault.
+        seen: In words.
+        sent: The request had been handed over completely, so the far end may have taken it.
+        again: A further attempt may help at once.
+    """
+
+    def __init__(self, cause: Cause, seen: str, *, sent: bool = False, again: bool = True) -> None:
+        super().__init__(seen)
+        self.cause = cause
+        self.seen = seen
+        self.sent = sent
+        self.again = again
+
+
+@dataclass(frozen=True)
+class Response:
+    """An HTTP answer as it was read; ``whole`` unless its body was cut off."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+    whole: bool
+
+
+class Reader:
+    """Turn answers and faults into an Answer.
+
+    Args:
+        where: The endpoint as the log may show it.
+        has_key: Whether an API key is sent, i.e. whether the far end is Mackerel.
+        secrets: What no word may contain.
+    """
+
+    def __init__(self, where: str, *, has_key: bool, secrets: Iterable[str | None]) -> None:
+        self._where = where
+        self._has_key = has_key
+        self.set_secrets(secrets)
+
+    def set_secrets(self, secrets: Iterable[str | None]) -> None:
+        """Take what must not be shown from now on."""
+        shown = sorted({re.escape(secret) for secret in secrets if secret and len(secret) >= _SHORTEST_SECRET}, key=len)
+        self._secrets = re.compile("|".join(reversed(shown)), re.IGNORECASE) if shown else None
+
+    def of_fault(self, fault: Fault) -> Answer:
+        """Say why no answer came. A batch that was sent completely is never sent again by itself."""
+        follows = _UNCONFIRMED if fault.sent else fault.cause.value
+        return Answer(
+            cause=fault.cause,
+            words=f"{self._where} did not answer ({self.shown(fault.seen)}): {follows}",
+            keep=not fault.sent,
+            unconfirmed=fault.sent,
+            again=fault.again and not fault.sent,
+        )
+
+    def of_response(self, response: Response, spans: int) -> Answer:
+        """Read an answer to a batch of so many spans."""
+        if 200 <= response.status < 300:  # noqa: PLR2004 - the class of success
+            return self._of_success(response, spans)
+        message = _message(response)
+        retry_after = _retry_after(response.headers.get("Retry-After"))
+        cause = self._cause(response.status, message, retry_after)
+        seen = f"answered {response.status} {self.shown(response.reason)}".rstrip()
+        if message:
+            seen += f" {self.shown(message)!r}"
+        if retry_after is not None:
+            seen += f", to be asked again after {retry_after:.0f} s"
+        if cause is Cause.REDIRECT:
+            seen += f" to {self.shown(response.headers.get('Location', 'nowhere'))!r}"
+        keep = cause in {Cause.SERVER, Cause.RATE, Cause.PROXY}
+        stop = cause in {Cause.KEY, Cause.CREDENTIALS, Cause.QUOTA}
+        return Answer(
+            cause=cause,
+            words=self._words(seen, cause),
+            keep=keep,
+            pause=PROBE_SECONDS if stop else min(retry_after or 0.0, PROBE_SECONDS) if keep else 0.0,
+            again=keep and response.status in _RETRYABLE,
+        )
+
+    def _of_success(self, response: Response, spans: int) -> Answer:
+        # The status is what confirms the spans (OTLP: 200 "if the request is processed successfully"); the body can
+        # only add that some were rejected. So a body that is cut off or is no OTLP counts as accepted, and is told.
+        partial = _partial_success(response)
+        if partial is None:
+            seen = f"answered {response.status} with something that is no OTLP answer"
+            if message := _text(response.body):
+                seen += f" ({self.shown(message)!r})"
+            return Answer(spans, cause=Cause.NOT_OTLP, words=self._words(seen, Cause.NOT_OTLP))
+        rejected, message = partial
+        rejected = min(max(rejected, 0), spans)
+        if not rejected:
+            return Answer(spans, words=f"{self._where} says: {self.shown(message)}" if message else "")
+        seen = f"rejected {rejected} of {spans} spans {self.shown(message)!r}"
+        return Answer(spans - rejected, rejected, cause=Cause.PARTIAL, words=self._words(seen, Cause.PARTIAL))
+
+    def _cause(self, status: int, message: str, retry_after: float | None) -> Cause:
+        refused = Cause.KEY if self._has_key else Cause.CREDENTIALS
+        if 300 <= status < 400:  # noqa: PLR2004 - the class of redirects
+            return Cause.REDIRECT
+        if status >= 500:  # noqa: PLR2004 - the class of server faults
+            return Cause.SERVER
+        if status == 429:  # noqa: PLR2004
+            return Cause.QUOTA if (retry_after or 0.0) > PROBE_SECONDS else Cause.RATE
+        if status == 400:  # noqa: PLR2004 - what Mackerel answers to a wrong key, and to other things
+            if _ABOUT_FORMAT.search(message):
+                return Cause.NOT_PROTOBUF
+            if _ABOUT_KEY.search(message) or (self._has_key and not message):
+                return refused
+        table = {
+            401: refused, 403: refused, 404: Cause.NOT_FOUND, 405: Cause.NOT_FOUND, 407: Cause.PROXY,
+            413: Cause.TOO_LARGE, 415: Cause.NOT_PROTOBUF,
+        }  # fmt: skip
+        return table.get(status, Cause.OTHER)
+
+    def shown(self, said: str) -> str:
+        """Return a stranger's words so that a log can take them: no secret, no control character, not too long."""
+        if self._secrets:
+            said = self._secrets.sub("***", said)
+        said = " ".join(said.split())
+        said = said if len(said) <= _MOST_CHARACTERS else said[:_MOST_CHARACTERS] + "…"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in said)
+
+    def _words(self, seen: str, cause: Cause) -> str:
+        return f"{self._where} {seen}: {cause.value}"
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Read seconds or an HTTP date (RFC 9110, 10.2.3); what is past or negative is 0, what is neither is None."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\s*-?[0-9]+\s*", value, re.ASCII):
+        return min(max(float(value), 0.0), _LONGEST_WAIT)
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _message(response: Response) -> str:
+    """Return what an error's body says: a google.rpc.Status, JSON, or text."""
+    if "protobuf" in response.headers.get("Content-Type", ""):
+        from google.rpc.status_pb2 import Status
+
+        try:
+            return str(Status.FromString(response.body).message)
+        except Exception:
+            return _text(response.body)
+    found = _json(response.body)
+    for name in ("message", "error", "error_description", "detail"):
+        value = found.get(name)
+        value = value.get("message") if isinstance(value, dict) else value
+        if value and isinstance(value, str):
+            return value
+    return _text(response.body)
+
+
+def _partial_success(response: Response) -> tuple[int, str] | None:  # noqa: PLR0911 - a table
+    """Return the number of rejected spans and the message, None when the body is no OTLP answer."""
+    if not response.body:
+        return (0, "") if response.whole else None
+    if found := _json(response.body):
+        partial = found.get("partialSuccess") or {}
+        try:
+            return int(partial.get("rejectedSpans", 0)), str(partial.get("errorMessage", ""))
+        except (AttributeError, ValueError, TypeError):
+            return None
+    if response.body.strip() == b"{}":
+        return 0, ""
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+    if not response.whole:
+        return None
+    try:
+        answer = ExportTraceServiceResponse.FromString(response.body)
+    except Exception:
+        return None
+    # Text can happen to be protobuf with unknown fields only.
+    if not answer.HasField("partial_success") and "protobuf" not in response.headers.get("Content-Type", ""):
+        return None
+    return answer.partial_success.rejected_spans, answer.partial_success.error_message
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    if not body.lstrip().startswith(b"{"):
+        return {}
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(body: bytes) -> str:
+    return body[:4000].decode("utf-8", "backslashreplace").strip()

@@ -1,0 +1,355 @@
+"""One kept-alive HTTP connection on which a single limit rules everything from connect to the last byte.
+
+http.client reads the answers, but its HTTPConnection is not used: its limits hold for each read alone, so that a far
+end that says a byte a second holds it up for ever, and tracing libraries patch it and would trace our own sending.
+Everything of ``socket`` and ``ssl`` is looked up when it is used, so gevent's patches apply, whenever they came.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import socket
+import ssl
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from mackerel_otel_server.pipeline.answer import Cause, Fault, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mackerel_otel_server.settings import Settings
+
+_LARGEST_ANSWER: Final = 65_536
+_BODY_SECONDS: Final = 2.0
+"""A body follows its head at once; a far end that is slower must not hold up the next batch."""
+_IDLE_SECONDS: Final = 30.0
+"""A firewall may have forgotten a connection that was silent for longer, and then swallows what is sent on it."""
+_PIECE: Final = 65_536
+
+
+class Connection:
+    """POST to one endpoint.
+
+    Args:
+        settings: Endpoint, proxy, certificates. Nothing is opened and no file is read yet.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        url = urlsplit(settings.endpoint)
+        self._tls = url.scheme == "https"
+        self._host = url.hostname or ""
+        self._port = url.port or (443 if self._tls else 80)
+        self._target = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        self._authority = _authority(self._host, url.port)
+        proxy = urlsplit(settings.proxy) if settings.proxy else None
+        self._proxy = (proxy.hostname or "", proxy.port or 80) if proxy else None
+        self._proxy_fields = _basic("Proxy-Authorization", proxy) if proxy else {}
+        self._fields = {"Host": self._authority, **_basic("Authorization", url)}
+        if proxy and not self._tls:
+            self._target = f"http://{self._authority}{self._target}"
+            self._fields |= self._proxy_fields
+        self._context: ssl.SSLContext | None = None
+        self._stream: _Stream | None = None
+        self._idle_since = 0.0
+
+    def post(self, fields: Mapping[str, str], body: bytes, limit: float) -> Response:
+        """Send a request and read its answer.
+
+        Args:
+            fields: Header fields; Host and authorizations are added.
+            body: What to send.
+            limit: time.monotonic() at which everything must be over. Only getaddrinfo() knows no limit: it may take as
+                long as resolv.conf allows.
+
+        Raises:
+            Fault: No answer came.
+        """
+        head = _head(self._target, {**self._fields, **fields, "Content-Length": str(len(body))})
+        if stream := self._kept(limit):
+            try:
+                return self._exchange(stream, head + body)
+            except Fault as fault:
+                # Not sent completely, so not processed: closed since we looked. Once more, on a fresh connection.
+                if fault.sent or fault.cause is not Cause.CLOSED:
+                    raise
+        return self._exchange(self._open(limit), head + body)
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._stream:
+            self._stream.end()
+            self._stream = None
+
+    def _kept(self, limit: float) -> _Stream | None:
+        if self._stream and (time.monotonic() - self._idle_since > _IDLE_SECONDS or not self._stream.is_quiet()):
+            self.close()
+        if self._stream:
+            self._stream.limit = limit
+        return self._stream
+
+    def _open(self, limit: float) -> _Stream:
+        self.close()
+        with _faults(self._proxy_words() if self._proxy else ""):
+            stream = self._stream = _Stream(_connect(self._proxy or (self._host, self._port), limit), limit)
+        try:
+            if self._tls and self._proxy:
+                with _faults(self._proxy_words()):
+                    self._tunnel(stream)
+            if self._tls:
+                with _faults(""):
+                    self._start_tls(stream)
+        except Fault as fault:
+            self.close()
+            if fault.cause is Cause.TLS:
+                # Files are read again next time: they may have been replaced.
+                self._context = None
+            raise
+        return stream
+
+    def _tunnel(self, stream: _Stream) -> None:
+        authority = _authority(self._host, self._port)
+        stream.sendall(_head(authority, {"Host": authority, **self._proxy_fields}, method="CONNECT"))
+        response = _begin(stream, "CONNECT")
+        status = response.status
+        response.close()
+        if not 200 <= status < 300:  # noqa: PLR2004 - the class of success
+            seen = f"{self._proxy_words()}refused the tunnel with {status} {response.reason}"
+            # Its 5xx says that it could not reach the far end.
+            raise Fault(Cause.PROXY, seen, again=status >= 500)  # noqa: PLR2004
+
+    def _start_tls(self, stream: _Stream) -> None:
+        if self._context is None:
+            try:
+                self._context = _tls_context(self._settings)
+            except (OSError, ValueError) as error:
+                raise Fault(Cause.TLS, f"the certificate files cannot be used: {error}", again=False) from None
+        stream.start_tls(self._context, self._host)
+
+    def _exchange(self, stream: _Stream, request: bytes) -> Response:
+        sent = False
+        keep = False
+        try:
+            with _faults(""):
+                try:
+                    stream.sendall(request)
+                    sent = True
+                    response = _begin(stream)
+                except (ConnectionError, ssl.SSLEOFError):
+                    if sent:
+                        raise
+                    # It may have answered before it had read everything, e.g. with 413.
+                    response = _begin(stream)
+            read, whole = _body(response, stream)
+            keep = whole and sent and not response.will_close
+            return Response(response.status, response.reason, cast("Mapping[str, str]", response.headers), read, whole)
+        except Fault as fault:
+            # TLS 1.3 tells only now, by an alert, that it refuses a client certificate; then nothing was read.
+            fault.sent = sent and not (fault.cause is Cause.TLS and "alert" in fault.seen.lower())
+            raise
+        finally:
+            self._idle_since = time.monotonic()
+            if not keep:
+                self.close()
+
+    def _proxy_words(self) -> str:
+        return "the proxy {}:{} ".format(*self._proxy) if self._proxy else ""
+
+
+class _Stream:
+    """A socket whose every step takes what is left of one limit."""
+
+    def __init__(self, sock: socket.socket, limit: float) -> None:
+        self._socket = sock
+        self.limit = limit
+        self.ended = False
+
+    def sendall(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            self._socket.settimeout(_left(self.limit))
+            rest = rest[self._socket.send(rest[:_PIECE]) :]
+
+    def readinto(self, buffer: Any) -> int:
+        self._socket.settimeout(_left(self.limit))
+        count = self._socket.recv_into(buffer)
+        self.ended = not count
+        return count
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """Give http.client what it reads an answer from, and closes after each."""
+        return io.BufferedReader(_Reading(self))
+
+    def start_tls(self, context: ssl.SSLContext, host: str) -> None:
+        self._socket.settimeout(_left(self.limit))
+        self._socket = context.wrap_socket(self._socket, server_hostname=host, do_handshake_on_connect=False)
+        self._socket.settimeout(_left(self.limit))
+        self._socket.do_handshake()
+
+    def is_quiet(self) -> bool:
+        """Tell whether the far end has neither closed nor said anything that belongs to no request."""
+        try:
+            self._socket.settimeout(0)
+            self._socket.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            pass
+        return False
+
+    def end(self) -> None:
+        with suppress(OSError):
+            self._socket.close()
+
+
+class _Reading(io.RawIOBase):
+    """One answer's view of a stream; closing it leaves the connection open."""
+
+    def __init__(self, stream: _Stream) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._stream.readinto(buffer)
+
+
+class _faults:  # noqa: N801 - a with statement's name
+    """Turn what sockets, ssl and http.client raise into a Fault."""
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError | http.client.HTTPException | UnicodeError):
+            cause, seen, again = _explain(error)
+            cause = Cause.PROXY if self._who else cause
+            raise Fault(cause, self._who + seen, again=again) from None
+
+
+def _explain(error: BaseException) -> tuple[Cause, str, bool]:  # noqa: PLR0911 - a table
+    seen = str(error) or type(error).__name__
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return Cause.DNS, f"its name has no address: {seen}", True
+    if isinstance(error, TimeoutError):
+        return Cause.TIMEOUT, f"timed out: {seen}" if "timed out" not in seen else seen, True
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return Cause.CLOSED, seen, True
+    if isinstance(error, ssl.SSLError):
+        return Cause.TLS, getattr(error, "verify_message", "") or seen, False
+    if isinstance(error, ConnectionRefusedError):
+        return Cause.REFUSED, seen, True
+    if isinstance(error, ConnectionError):
+        return Cause.CLOSED, seen, True
+    if isinstance(error, OSError):
+        return Cause.REFUSED, seen, True  # no route, network unreachable
+    return Cause.CLOSED, f"what came is no HTTP: {type(error).__name__} {seen}", True
+
+
+def _left(limit: float) -> float:
+    left = limit - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def _connect(address: tuple[str, int], limit: float) -> socket.socket:
+    """Try each address of a name; one that does not answer leaves time for the others."""
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    for index, (family, kind, protocol, _, where) in enumerate(found, 1):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(_left(limit) / (len(found) + 1 - index))
+            sock.connect(where)
+            # Head and body are one write; this is for the pieces of large ones.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            sock.close()
+            if index == len(found):
+                raise
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise socket.gaierror(socket.EAI_NONAME, "no address")
+
+
+def _begin(stream: _Stream, method: str = "POST") -> http.client.HTTPResponse:
+    response = http.client.HTTPResponse(cast("socket.socket", stream), method=method)
+    try:
+        response.begin()
+    except BaseException:
+        response.close()
+        raise
+    if stream.ended:
+        # http.client takes what it has for a whole head, be it "HTTP/1.1 200 O".
+        response.close()
+        raise ConnectionResetError("closed in the middle of its answer")
+    return response
+
+
+def _body(response: http.client.HTTPResponse, stream: _Stream) -> tuple[bytes, bool]:
+    """Read what follows the head, as far as it comes in time and is not too long."""
+    stream.limit = min(stream.limit, time.monotonic() + _BODY_SECONDS)
+    parts: list[bytes] = []
+    room = _LARGEST_ANSWER
+    whole = False
+    try:
+        while room > 0 and (part := response.read1(room)):
+            parts.append(part)
+            room -= len(part)
+        whole = room > 0 and not response.length
+    except (OSError, http.client.HTTPException):
+        pass  # What came is enough for words.
+    response.close()
+    return b"".join(parts), whole
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext:
+    authorities = settings.certificate
+    paths = ssl.get_default_verify_paths()
+    if not authorities and not (paths.cafile or paths.capath):
+        # A machine without certificates of its own, e.g. a container made from scratch. certifi is often at hand.
+        with suppress(ImportError):
+            import certifi
+
+            authorities = certifi.where()
+    context = ssl.create_default_context(cafile=authorities)
+    context.set_alpn_protocols(["http/1.1"])
+    if settings.client_certificate:
+        # Without a password of its own, OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(settings.client_certificate, settings.client_key, password="")
+    return context
+
+
+def _head(target: str, fields: Mapping[str, str], method: str = "POST") -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    if any("\r" in line or "\n" in line or "\0" in line for line in lines):
+        raise Fault(Cause.OTHER, "a header field or the URL holds a line break", again=False)
+    # Not Latin-1: what the headers variable percent-encodes goes out as the same bytes.
+    return "\r\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _authority(host: str, port: int | None) -> str:
+    with suppress(UnicodeError):
+        host = host if host.isascii() else host.encode("idna").decode("ascii")
+    host = f"[{host}]" if ":" in host else host
+    return f"{host}:{port}" if port else host
+
+
+def _basic(name: str, url: SplitResult) -> dict[str, str]:
+    if url.username is None:
+        return {}
+    pair = f"{unquote(url.username)}:{unquote(url.password or '')}"
+    return {name: "Basic " + base64.b64encode(pair.encode()).decode("ascii")}

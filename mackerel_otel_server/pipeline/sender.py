@@ -1,0 +1,314 @@
+"""One process's spans: encoded at once, queued, sent in batches by one thread, and accounted for.
+
+finished = delivered + lost + queued, at any moment. Nothing here takes a lock that a signal handler could meet: what
+ends a span may run in one that has interrupted another span's end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from mackerel_otel_server.log import log
+from mackerel_otel_server.pipeline.exporter import Cause
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder
+    from mackerel_otel_server.pipeline.exporter import Exporter
+    from mackerel_otel_server.settings import Settings
+
+BATCH_BYTES: Final = 3_500_000
+"""Uncompressed. Mackerel refuses 6 MB, and its own Collector batches at this size."""
+QUEUE_BYTES: Final = 16_000_000
+"""What a dead endpoint may cost a worker in memory, beside ``OTEL_BSP_MAX_QUEUE_SIZE``."""
+AFTER_A_FAILURE: Final = 0.5
+"""Seconds that a leaving worker still tries where the last attempt had failed."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the spans that one process finished."""
+
+    finished: int = 0
+    delivered: int = 0
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """By reason."""
+    requests: int = 0
+    """That the endpoint took spans from."""
+    attempts: int = 0
+    retried: int = 0
+    bytes_sent: int = 0
+
+    @property
+    def all_lost(self) -> int:
+        """Spans that are lost, for whatever reason."""
+        return sum(self.lost.values())
+
+    @property
+    def queued(self) -> int:
+        """Spans that are waiting or under way."""
+        return self.finished - self.delivered - self.all_lost
+
+
+class _Count:
+    """A counter for several threads and for signal handlers: next() is one step of the interpreter, += is not."""
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+        self._asked = 0
+        self._asking = threading.RLock()
+
+    def add(self) -> None:
+        next(self._count)
+
+    def value(self) -> int:
+        with self._asking:
+            value = next(self._count) - self._asked
+            self._asked += 1
+            return value
+
+
+class Sender:
+    """The queue of one process and the thread that empties it."""
+
+    def __init__(
+        self, settings: Settings, encoder: Encoder, exporter: Exporter, new_api_key: Callable[[], str | None]
+    ) -> None:
+        """Start the thread: call after the fork only.
+
+        Args:
+            settings: Sizes and times.
+            encoder: Makes bytes of a span.
+            exporter: Sends them.
+            new_api_key: Reads the API key again, after the endpoint has refused the one in use.
+        """
+        self._settings = settings
+        self._encoder = encoder
+        self._exporter = exporter
+        self._new_api_key = new_api_key
+        self._queue: deque[EncodedSpan] = deque()
+        self._queued_bytes = 0
+        # Its put() may be called by a signal handler that has interrupted another put(), unlike an Event's set().
+        self._wake: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
+        self._is_woken = False
+        self._finished = _Count()
+        self._full = _Count()
+        self._too_large = _Count()
+        self._unencodable = _Count()
+        self._delivered = 0
+        self._answered = 0
+        self._lost: Counter[str] = Counter()
+        self._last_failed = False
+        self._paused_until = 0.0
+        self._dropping: _Count | None = None
+        self._dropped: dict[str, _Count] = {}
+        self._stop_by: float | None = None
+        self._stopped = threading.Event()
+        with _threads_without_signals():
+            threading.Thread(target=self._run, name="mackerel-otel-sender", daemon=True).start()
+
+    def put(self, span: ReadableSpan) -> None:
+        """Encode and queue a finished span, in the thread that ended it. Never waits, never raises."""
+        self._finished.add()
+        dropping = self._dropping
+        if dropping is not None:
+            dropping.add()
+            return
+        if len(self._queue) >= self._settings.max_queue_size or self._queued_bytes >= QUEUE_BYTES:
+            # The newest: what is queued may be on its way already.
+            self._full.add()
+            self._wake_once()
+            return
+        try:
+            encoded = self._encoder.encode(span)
+        except Exception:
+            self._unencodable.add()
+            log.debug("a span cannot be encoded", exc_info=True)
+            return
+        if len(encoded.data) > BATCH_BYTES:
+            self._too_large.add()
+            return
+        self._queue.append(encoded)
+        # Approximate when threads meet here; the sender sets it right with each batch.
+        self._queued_bytes += len(encoded.data)
+        if len(self._queue) >= self._settings.max_export_batch_size or self._queued_bytes >= BATCH_BYTES:
+            self._wake_once()
+
+    def flush(self, timeout: float) -> bool:
+        """Send what is queued now.
+
+        Returns:
+            Whether nothing was left after ``timeout`` seconds.
+        """
+        done = threading.Event()
+        self._wake.put(done)
+        done.wait(timeout)
+        return not self._queue
+
+    def stop(self, timeout: float) -> bool:
+        """Send what is queued and end the thread, for ``timeout`` seconds at most; 0 sends nothing more.
+
+        Returns:
+            Whether every span that this process finished was delivered.
+        """
+        if self._last_failed or self._exporter.is_failing:
+            timeout = min(timeout, AFTER_A_FAILURE)
+        self._stop_by = time.monotonic() + timeout
+        self._exporter.wake()
+        self._wake.put(None)
+        if timeout > 0:
+            self._stopped.wait(timeout)
+        return self.counts().delivered == self._finished.value()
+
+    def counts(self) -> Counts:
+        """Return what became of the spans so far."""
+        # Before `finished`, so that a span that ends meanwhile counts as queued.
+        lost = dict(self._lost)
+        delivered = self._delivered
+        counted = {
+            "queue full": self._full,
+            "larger than a request may be": self._too_large,
+            "not encodable": self._unencodable,
+            **self._dropped,
+        }
+        for reason, count in counted.items():
+            if value := count.value():
+                lost[reason] = lost.get(reason, 0) + value
+        exporter = self._exporter
+        return Counts(
+            self._finished.value(),
+            delivered,
+            lost,
+            self._answered,
+            exporter.requests,
+            exporter.retried,
+            exporter.bytes_sent,
+        )
+
+    def _wake_once(self) -> None:
+        if not self._is_woken:
+            self._is_woken = True
+            self._wake.put(None)
+
+    def _run(self) -> None:
+        """Send a batch when one is full, at the latest after the schedule delay; drain the queue when told to."""
+        delay = self._settings.schedule_delay / 1000
+        while self._stop_by is None:
+            try:
+                asked = self._wake.get(timeout=delay)
+                drain = asked is not None
+            except queue.Empty:
+                asked, drain = None, True
+            self._is_woken = False
+            if time.monotonic() >= self._paused_until:
+                # The next spans are the probe.
+                self._dropping = None
+            self._try_to_send(drain=drain)
+            # In a pause, a full queue is no reason to wake this thread with every span.
+            self._is_woken = time.monotonic() < self._paused_until
+            if asked is not None:
+                asked.set()
+        # What came while the last batch was under way.
+        self._try_to_send(drain=True)
+        self._exporter.close()
+        self._stopped.set()
+
+    def _try_to_send(self, *, drain: bool) -> None:
+        try:
+            self._send(drain=drain)
+        except Exception:
+            log.exception("the sender of spans goes on after an error of its own")
+
+    def _send(self, *, drain: bool) -> None:
+        size = self._settings.max_export_batch_size
+        if not self._queue:
+            # Threads that met in put() may have left a remainder, which would count as a full queue for ever.
+            self._queued_bytes = 0
+        while self._queue and (drain or len(self._queue) >= size or self._queued_bytes >= BATCH_BYTES):
+            now = time.monotonic()
+            stop_by = self._stop_by
+            if stop_by is not None and now >= stop_by:
+                return
+            if now < self._paused_until and stop_by is None:
+                return
+            batch = self._take(size)
+            if not self._deliver(batch, stop_by if stop_by is not None else now + self._settings.timeout):
+                return
+
+    def _take(self, size: int) -> list[EncodedSpan]:
+        """Take the oldest spans, as many as one request may hold."""
+        batch: list[EncodedSpan] = []
+        room = BATCH_BYTES
+        while self._queue and len(batch) < size and len(self._queue[0].data) <= room:
+            span = self._queue.popleft()
+            room -= len(span.data)
+            batch.append(span)
+        self._queued_bytes = sum(len(span.data) for span in list(self._queue))
+        return batch
+
+    def _deliver(self, batch: list[EncodedSpan], deadline: float) -> bool:
+        """Send one batch; return whether to go on with the next."""
+        answer = self._exporter.export(self._encoder.assemble(batch), len(batch), deadline)
+        self._last_failed = answer.cause is not None
+        self._delivered += answer.accepted
+        self._answered += answer.accepted > 0
+        if answer.rejected:
+            self._lost["rejected by the endpoint"] += answer.rejected
+        left = len(batch) - answer.accepted - answer.rejected
+        if answer.cause is None or not left:
+            return True
+        reason = "unconfirmed" if answer.unconfirmed else _reason(answer.cause)
+        if answer.keep:
+            self._queue.extendleft(reversed(batch))
+            self._paused_until = time.monotonic() + answer.pause
+            return False
+        self._lost[reason] += left
+        if answer.pause:
+            self._drop_for(answer.pause, reason)
+            if answer.cause is Cause.KEY and (key := self._new_api_key()) is not None:
+                self._exporter.set_api_key(key)
+        return not answer.pause
+
+    def _drop_for(self, seconds: float, reason: str) -> None:
+        """Drop and count what is queued, and what ends within the next seconds."""
+        self._paused_until = time.monotonic() + seconds
+        self._dropping = self._dropped.setdefault(reason, _Count())
+        self._lost[reason] += len(self._take_all())
+
+    def _take_all(self) -> list[EncodedSpan]:
+        taken = []
+        while self._queue:
+            taken.append(self._queue.popleft())
+        self._queued_bytes = 0
+        return taken
+
+
+def _reason(cause: Cause) -> str:
+    """Name a cause in a few words, for the line in which a worker says what became of its spans."""
+    if cause is Cause.KEY:
+        return "API key refused"
+    return cause.name.lower().replace("_", " ")
+
+
+@contextmanager
+def _threads_without_signals() -> Iterator[None]:
+    """Let threads that are started here leave the signals to the main thread.
+
+    uWSGI handles them in C, in whichever thread they arrive, and ends the interpreter there: one of ours would wait
+    for itself.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

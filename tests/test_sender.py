@@ -1,0 +1,289 @@
+"""Queue, batches, deadlines and accounting of one process, against real sockets."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from fault_server import FaultServer, Step, accepted, never, refused, reset
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+
+from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.pipeline import answer
+from mackerel_otel_server.pipeline.encoder import Encoder
+from mackerel_otel_server.pipeline.exporter import Exporter
+from mackerel_otel_server.pipeline.sender import BATCH_BYTES, QUEUE_BYTES, Sender
+from mackerel_otel_server.settings import read
+
+DEADLINE = 20.0
+
+
+class Worker(SpanProcessor):
+    """A tracer whose spans go to a sender, as in a server's worker."""
+
+    def __init__(self, url: str, key: str = "the-key", **variables: str) -> None:
+        self.new_key: str | None = None
+        settings = read(
+            {
+                "MACKEREL_OTEL_ENDPOINT": url,
+                "MACKEREL_APIKEY": key,
+                "OTEL_SERVICE_NAME": "shop",
+                "OTEL_BSP_SCHEDULE_DELAY": "50",
+                **variables,
+            }
+        )
+        provider = TracerProvider(resource=Resource({}), shutdown_on_exit=False)
+        self.sender = Sender(settings, Encoder(provider.resource), Exporter(settings), lambda: self.new_key)
+        provider.add_span_processor(self)
+        self.tracer = provider.get_tracer("test")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.sender.put(span)
+
+    def work(self, spans: int, **attributes: str) -> None:
+        for _ in range(spans):
+            self.tracer.start_span("work", attributes=attributes).end()
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < deadline, self.sender.counts()
+            threading.Event().wait(0.01)
+
+
+Make = Callable[..., Worker]
+
+
+@pytest.fixture
+def worker() -> Iterator[Make]:
+    made: list[Worker] = []
+
+    def make(url: str, **variables: str) -> Worker:
+        made.append(Worker(url, **variables))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.sender.stop(0)
+
+
+@pytest.fixture(autouse=True)
+def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mackerel_otel_server.pipeline.exporter._FIRST_BACKOFF", 0.02)
+    monkeypatch.setattr("mackerel_otel_server.pipeline.exporter._LONGEST_BACKOFF", 0.05)
+
+
+def spans_in(data: bytes) -> list[bytes]:
+    request = ExportTraceServiceRequest.FromString(data)
+    return [s.span_id for resource in request.resource_spans for scope in resource.scope_spans for s in scope.spans]
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that refuses connections, and that nobody else gets meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+def test_spans_are_sent_after_the_schedule_delay(worker: Make) -> None:
+    with Receiver(api_key="the-key") as receiver:
+        process = worker(receiver.url)
+        process.work(7)
+        process.wait_until(lambda: process.sender.counts().delivered == 7)
+        assert len(receiver.requests) == 1
+    counts = process.sender.counts()
+    assert (counts.finished, counts.lost, counts.queued, counts.requests) == (7, {}, 0, 1)
+
+
+def test_a_full_batch_does_not_wait_for_the_schedule_delay(worker: Make) -> None:
+    with Receiver(api_key="the-key") as receiver:
+        process = worker(receiver.url, OTEL_BSP_SCHEDULE_DELAY="60000", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="10")
+        process.work(25)
+        process.wait_until(lambda: process.sender.counts().delivered == 20)
+        assert [request.span_count for request in receiver.requests] == [10, 10]
+        assert process.sender.counts().queued == 5
+        assert process.sender.flush(DEADLINE)
+        assert len(receiver.spans) == 25
+
+
+def test_a_batch_is_bounded_in_bytes(worker: Make) -> None:
+    with FaultServer() as server:
+        process = worker(server.url, OTEL_BSP_SCHEDULE_DELAY="60000")
+        process.work(5, text="x" * 1_500_000)
+        assert process.sender.stop(DEADLINE), process.sender.counts()
+        sizes = [len(request.data) for request in server.requests]
+    assert len(sizes) == 3
+    assert max(sizes) <= BATCH_BYTES + 10_000
+
+
+def test_a_span_that_no_request_can_hold_is_dropped_and_counted(worker: Make) -> None:
+    with FaultServer() as server:
+        process = worker(server.url)
+        process.work(1, text="x" * (BATCH_BYTES + 1))
+        process.work(1)
+        assert not process.sender.stop(DEADLINE)
+        assert [len(spans_in(request.data)) for request in server.requests] == [1]
+    assert process.sender.counts().lost == {"larger than a request may be": 1}
+
+
+def test_a_full_queue_drops_the_newest_and_counts_them(worker: Make, closed_port: int) -> None:
+    process = worker(f"http://127.0.0.1:{closed_port}/v1/traces", OTEL_BSP_MAX_QUEUE_SIZE="20")
+    process.work(50)
+    counts = process.sender.counts()
+    assert counts.finished == 50
+    # A batch that is under way at this moment makes room for as many.
+    assert 30 - 20 <= counts.lost["queue full"] <= 30
+    assert counts.queued == 50 - counts.lost["queue full"]
+
+
+def test_a_remainder_in_the_count_of_bytes_does_not_shut_the_queue(worker: Make) -> None:
+    with Receiver(api_key="the-key") as receiver:
+        process = worker(receiver.url)
+        process.sender._queued_bytes = QUEUE_BYTES  # noqa: SLF001 - threads that meet can leave this, a test cannot
+        process.work(1)
+        process.wait_until(lambda: process.sender.counts().lost == {"queue full": 1})
+        while not process.sender.counts().delivered:
+            process.work(1)
+            assert process.sender.flush(DEADLINE)
+
+
+def test_a_far_end_that_comes_back_gets_every_span_once(worker: Make) -> None:
+    with FaultServer(refused(503, ""), refused(500, ""), refused(429, "", Retry_After="0"), accepted()) as server:
+        process = worker(server.url, OTEL_EXPORTER_OTLP_TIMEOUT="1")
+        process.work(30)
+        process.wait_until(lambda: process.sender.counts().delivered == 30)
+        assert len(set(spans_in(server.requests[-1].data))) == 30
+    counts = process.sender.counts()
+    assert (counts.lost, counts.requests, counts.attempts) == ({}, 1, 4)
+
+
+def test_a_refused_key_drops_and_counts_until_a_probe_with_the_key_read_again(
+    worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer, "PROBE_SECONDS", 0.3)
+    with Receiver(api_key="new-key") as receiver:
+        process = worker(receiver.url, key="old-key")
+        process.work(5)
+        process.wait_until(lambda: process.sender.counts().lost)
+        assert process.sender.counts().lost == {"API key refused": 5}
+        process.work(3)
+        assert process.sender.counts().lost == {"API key refused": 8}
+        process.new_key = "new-key"
+        # This probe is refused, and has the key read again; the next one delivers.
+        while not process.sender.counts().delivered:
+            process.work(1)
+            assert process.sender.flush(DEADLINE)
+        counts = process.sender.counts()
+        assert counts.finished == counts.delivered + counts.all_lost + counts.queued
+        assert counts.requests == 1
+
+
+def test_what_a_partial_success_rejects_is_lost_and_the_rest_delivered(worker: Make) -> None:
+    with FaultServer(accepted(rejected=2, message="too old")) as server:
+        process = worker(server.url)
+        process.work(5)
+        assert not process.sender.stop(DEADLINE)
+    counts = process.sender.counts()
+    assert (counts.delivered, counts.lost) == (3, {"rejected by the endpoint": 2})
+
+
+def test_stop_returns_at_its_deadline_with_the_spans_counted(worker: Make) -> None:
+    with FaultServer(Step(act=never)) as server:
+        process = worker(server.url, OTEL_BSP_SCHEDULE_DELAY="60000")
+        process.work(5)
+        began = time.monotonic()
+        assert not process.sender.stop(0.3)
+        assert time.monotonic() - began < 0.3 + 0.5
+        process.wait_until(lambda: not process.sender.counts().queued)
+    assert process.sender.counts().lost == {"unconfirmed": 5}
+
+
+def test_stop_is_short_where_the_last_attempt_has_failed(worker: Make, closed_port: int) -> None:
+    process = worker(f"http://127.0.0.1:{closed_port}/v1/traces")
+    process.work(5)
+    process.wait_until(lambda: process.sender.counts().attempts)
+    began = time.monotonic()
+    assert not process.sender.stop(10)
+    assert time.monotonic() - began < 0.5 + 0.5
+    assert process.sender.counts().queued == 5
+
+
+def test_the_counts_add_up_at_any_moment_whatever_the_far_end_does(worker: Make) -> None:
+    chance = random.Random(4)
+    faults = [
+        accepted(),
+        accepted(),
+        accepted(rejected=1, message="no"),
+        refused(503, ""),
+        refused(500, ""),
+        refused(429, "", Retry_After="0"),
+        refused(413, ""),
+        Step(act=reset),
+        Step(200, b"garbage"),
+        Step(200, close=True),
+    ]
+    steps = [chance.choice(faults) for _ in range(200)]
+    with FaultServer(*steps, accepted()) as server:
+        process = worker(
+            server.url,
+            OTEL_BSP_MAX_EXPORT_BATCH_SIZE="20",
+            OTEL_BSP_SCHEDULE_DELAY="10",
+            OTEL_EXPORTER_OTLP_TIMEOUT="1",
+        )
+        threads = [threading.Thread(target=process.work, args=(500,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            counts = process.sender.counts()
+            assert counts.queued >= 0, counts
+        for thread in threads:
+            thread.join()
+        process.sender.stop(DEADLINE)
+        counts = process.sender.counts()
+        distinct = {span for request in server.requests for span in spans_in(request.data)}
+    assert counts.finished == 2000 == counts.delivered + counts.all_lost + counts.queued
+    assert counts.delivered <= len(distinct) <= counts.finished
+
+
+def test_a_signal_handler_may_end_spans_in_the_middle_of_the_end_of_a_span(worker: Make) -> None:
+    with Receiver(api_key="the-key") as receiver:
+        process = worker(receiver.url, OTEL_BSP_MAX_EXPORT_BATCH_SIZE="10", OTEL_BSP_MAX_QUEUE_SIZE="100000")
+        spans = [process.tracer.start_span("interrupting") for _ in range(2000)]
+        ended = iter(spans)
+
+        def end_one(_number: int, _frame: object) -> None:
+            if (span := next(ended, None)) is not None:
+                span.end()
+
+        before = signal.signal(signal.SIGUSR1, end_one)
+        done = threading.Event()
+
+        def interrupt() -> None:
+            while not done.wait(0.0002):
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        try:
+            interrupted = 0
+            deadline = time.monotonic() + DEADLINE
+            while next(ended, None) is None or time.monotonic() < deadline:
+                process.work(50)
+                interrupted += 50
+                if interrupted > 10_000:
+                    break
+        finally:
+            done.set()
+            thread.join()
+            signal.signal(signal.SIGUSR1, before)
+        assert process.sender.stop(DEADLINE), process.sender.counts()
+        assert len(receiver.spans) == process.sender.counts().finished > 10_000
