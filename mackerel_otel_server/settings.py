@@ -181,8 +181,9 @@ def read(
     endpoint, api_key, headers = _destination(source, wanted="otlp" in exporters)
     sampler, sampler_ratio = _sampler(source)
     _check_propagators(source)
-    for unused in (*_LIMITS, "OTEL_BSP_EXPORT_TIMEOUT"):  # not by us: the SDK reads them itself
-        source.integer(unused, 0, minimum=0)
+    # Only checked: the SDK reads the limits itself, and one limit for all of a request is OTEL_EXPORTER_OTLP_TIMEOUT.
+    for name in (*_LIMITS, "OTEL_BSP_EXPORT_TIMEOUT"):
+        source.integer(name, 0, minimum=0)
     max_queue_size = source.integer("OTEL_BSP_MAX_QUEUE_SIZE", 2048, minimum=1)
     settings = Settings(
         service_name=service_name,

@@ -24,6 +24,8 @@ from mackerel_otel_server.pipeline.sender import BATCH_BYTES, QUEUE_BYTES, Sende
 from mackerel_otel_server.settings import read
 
 DEADLINE = 20.0
+SLACK = 3.0
+"""What a loaded machine takes; without the limit under test it would be 10 s."""
 
 
 class Worker(SpanProcessor):
@@ -202,7 +204,7 @@ def test_stop_returns_at_its_deadline_with_the_spans_counted(worker: Make) -> No
         process.work(5)
         began = time.monotonic()
         assert not process.sender.stop(0.3)
-        assert time.monotonic() - began < 0.3 + 0.5
+        assert time.monotonic() - began < 0.3 + SLACK
         process.wait_until(lambda: not process.sender.counts().queued)
     assert process.sender.counts().lost == {"unconfirmed": 5}
 
@@ -213,7 +215,7 @@ def test_stop_is_short_where_the_last_attempt_has_failed(worker: Make, closed_po
     process.wait_until(lambda: process.sender.counts().attempts)
     began = time.monotonic()
     assert not process.sender.stop(10)
-    assert time.monotonic() - began < 0.5 + 0.5
+    assert time.monotonic() - began < 0.5 + SLACK
     assert process.sender.counts().queued == 5
 
 
