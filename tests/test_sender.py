@@ -24,8 +24,6 @@ from mackerel_otel_server.pipeline.sender import BATCH_BYTES, QUEUE_BYTES, Sende
 from mackerel_otel_server.settings import read
 
 DEADLINE = 20.0
-SLACK = 3.0
-"""What a loaded machine takes; without the limit under test it would be 10 s."""
 
 
 class Worker(SpanProcessor):
@@ -204,7 +202,7 @@ def test_stop_returns_at_its_deadline_with_the_spans_counted(worker: Make) -> No
         process.work(5)
         began = time.monotonic()
         assert not process.sender.stop(0.3)
-        assert time.monotonic() - began < 0.3 + SLACK
+        assert time.monotonic() - began < 0.3 + 0.5
         process.wait_until(lambda: not process.sender.counts().queued)
     assert process.sender.counts().lost == {"unconfirmed": 5}
 
@@ -212,10 +210,11 @@ def test_stop_returns_at_its_deadline_with_the_spans_counted(worker: Make) -> No
 def test_stop_is_short_where_the_last_attempt_has_failed(worker: Make, closed_port: int) -> None:
     process = worker(f"http://127.0.0.1:{closed_port}/v1/traces")
     process.work(5)
-    process.wait_until(lambda: process.sender.counts().attempts)
+    # The second attempt: an attempt is counted before it has failed.
+    process.wait_until(lambda: process.sender.counts().attempts >= 2)
     began = time.monotonic()
     assert not process.sender.stop(10)
-    assert time.monotonic() - began < 0.5 + SLACK
+    assert time.monotonic() - began < 0.5 + 0.5
     assert process.sender.counts().queued == 5
 
 
