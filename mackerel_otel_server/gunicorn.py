@@ -154,10 +154,10 @@ def _is_gevent(worker_class: type) -> bool:
 
 
 def _trace_application(worker: Any) -> None:
-    from mackerel_otel_server.tracing.wsgi import wrap_callable
+    from mackerel_otel_server.tracing.wsgi import trace_callable
 
     if _is_wsgi(worker):
-        worker.wsgi = wrap_callable(worker.wsgi)
+        worker.wsgi = trace_callable(worker.wsgi)
     else:
         log.warning(
             "%s does not serve a WSGI application: requests make no server spans; spans of the application's own code "

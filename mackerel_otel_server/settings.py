@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from mackerel_otel_server.http_options import KNOWN_METHODS, HttpOptions
+
 MACKEREL_ENDPOINT: Final = "https://otlp-vaxila.mackerelio.com/v1/traces"
 API_KEY_HEADER: Final = "Mackerel-Api-Key"
 
@@ -108,6 +110,8 @@ class Settings:
     max_export_batch_size: int
     shutdown_timeout: float
     """Seconds that a leaving worker may spend on sending."""
+    http: HttpOptions
+    omitted_attributes: frozenset[str]
     warnings: tuple[str, ...]
 
     @property
@@ -180,7 +184,7 @@ def read(
         )
     endpoint, api_key, headers = _destination(source, wanted="otlp" in exporters)
     sampler, sampler_ratio = _sampler(source)
-    _check_propagators(source)
+    propagators = _propagators(source)
     # Only checked: the SDK reads the limits itself, and one limit for all of a request is OTEL_EXPORTER_OTLP_TIMEOUT.
     for name in (*_LIMITS, "OTEL_BSP_EXPORT_TIMEOUT"):
         source.integer(name, 0, minimum=0)
@@ -209,6 +213,8 @@ def read(
         # The specification's default is 512; a smaller queue alone must not be an error.
         max_export_batch_size=source.integer("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", min(512, max_queue_size), minimum=1),
         shutdown_timeout=source.number("MACKEREL_OTEL_SHUTDOWN_TIMEOUT", 5.0, minimum=0.0),
+        http=_http_options(source, propagators),
+        omitted_attributes=frozenset(source.names("MACKEREL_OTEL_OMIT_ATTRIBUTES")),
         warnings=tuple(source.warnings),
     )
     if settings.max_export_batch_size > max_queue_size:
@@ -283,6 +289,25 @@ class _Reader:
         if value and value.lower() not in choices:
             self.problem(f"{name}={value!r} is not known; type one of {', '.join(choices)}")
         return value.lower() or default
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Read ``name,name``."""
+        return tuple(filter(None, (part.strip() for part in self.get(name).split(","))))
+
+    def pattern(self, *names: str, flags: int = 0) -> re.Pattern[str] | None:
+        """Read ``regex,regex`` of all these variables, as OpenTelemetry Python has it: what any of them finds."""
+        parts = [(name, part) for name in names for part in self.names(name)]
+        if not all([self._is_pattern(name, part) for name, part in dict.fromkeys(parts)]):  # noqa: C419 - all at once
+            return None
+        return re.compile("|".join(part for _, part in parts), flags) if parts else None
+
+    def _is_pattern(self, name: str, part: str) -> bool:
+        try:
+            re.compile(part)
+        except re.error as error:
+            self.problem(f"{name}: {part!r} is not a regular expression ({error}); correct it")
+            return False
+        return True
 
     def file(self, *names: str) -> str | None:
         name, value = self.first(*names)
@@ -550,18 +575,59 @@ def _sampler(source: _Reader) -> tuple[str, float]:
     return sampler, ratio
 
 
-def _check_propagators(source: _Reader) -> None:
+def _propagators(source: _Reader) -> tuple[str, ...]:
+    names = source.names("OTEL_PROPAGATORS")
     value = source.get("OTEL_PROPAGATORS")
-    if not value:
-        return
+    if not names:
+        return ("tracecontext", "baggage")
     # Only now: the entry points of all installed packages are read for this.
     from importlib.metadata import entry_points, version
 
     known = {"tracecontext", "baggage"} | {point.name for point in entry_points(group="opentelemetry_propagator")}
     if tuple(int(part) for part in version("opentelemetry-api").split(".")[:2]) >= _API_KNOWS_NONE:
         known.add("none")
-    if unknown := [name for name in (part.strip() for part in value.split(",")) if name not in known]:
+    if unknown := [name for name in names if name not in known]:
         source.problem(
             f"OTEL_PROPAGATORS={value!r}: {', '.join(map(repr, unknown))} is not installed; known here: "
             f"{', '.join(sorted(known))}"
         )
+    return names
+
+
+# OpenTelemetry's instrumentation of each has a variable of its own. What these say goes before the general one.
+_EXCLUDED_URLS: Final = {
+    "wsgi": (
+        "OTEL_PYTHON_WSGI_EXCLUDED_URLS",
+        "OTEL_PYTHON_DJANGO_EXCLUDED_URLS",
+        "OTEL_PYTHON_FALCON_EXCLUDED_URLS",
+        "OTEL_PYTHON_FLASK_EXCLUDED_URLS",
+        "OTEL_PYTHON_PYRAMID_EXCLUDED_URLS",
+    ),
+    "asgi": (
+        "OTEL_PYTHON_ASGI_EXCLUDED_URLS",
+        "OTEL_PYTHON_DJANGO_EXCLUDED_URLS",
+        "OTEL_PYTHON_FALCON_EXCLUDED_URLS",
+        "OTEL_PYTHON_FASTAPI_EXCLUDED_URLS",
+        "OTEL_PYTHON_STARLETTE_EXCLUDED_URLS",
+    ),
+}
+
+
+def _http_options(source: _Reader, propagators: tuple[str, ...]) -> HttpOptions:
+    modes = source.names("OTEL_SEMCONV_STABILITY_OPT_IN") or ("http",)
+    general = source.pattern("OTEL_PYTHON_EXCLUDED_URLS")
+    excluded = {interface: source.pattern(*names) or general for interface, names in _EXCLUDED_URLS.items()}
+    return HttpOptions(
+        new_names="http" in modes or "http/dup" in modes,
+        old_names="http/dup" in modes or "http" not in modes,
+        known_methods=frozenset(source.names("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS")) or KNOWN_METHODS,
+        excluded_urls={interface: pattern for interface, pattern in excluded.items() if pattern is not None},
+        request_headers=source.pattern("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST", flags=re.IGNORECASE),
+        response_headers=source.pattern(
+            "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE", flags=re.IGNORECASE
+        ),
+        sanitized_headers=source.pattern(
+            "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS", flags=re.IGNORECASE
+        ),
+        propagators=propagators,
+    )

@@ -12,6 +12,7 @@ import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mackerel_otel_server import __version__
 from mackerel_otel_server import settings as settings_module
 from mackerel_otel_server.log import log
 from mackerel_otel_server.settings import Arguments, Settings, SettingsError
@@ -64,10 +65,11 @@ def register(*, arguments: Arguments | None = None, application: str | None = No
         settings_module.set_semconv_default()
         gate.on_first_request(start)
         # After the variable is set: these may import instrumentations at once.
-        from mackerel_otel_server.tracing import databases, frameworks
+        from mackerel_otel_server.tracing import databases, frameworks, others
 
         databases.register(settings_module.disabled_instrumentations)
         frameworks.register()
+        others.register()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_forget_lock)
     except Exception:
@@ -179,21 +181,19 @@ def _start() -> bool:
         read_settings()
     if _settings is None:
         return False
-    pipeline, wsgi = _import_what_start_needs()
+    pipeline, request = _import_what_start_needs()
     provider, _processor = pipeline.make_tracer_provider(_settings, _log_start, _new_api_key)
     trace.set_tracer_provider(provider)
-    wsgi.prepare()
+    request.prepare(_settings.http, __version__)
     atexit.register(stop)
     return True
 
 
 def _import_what_start_needs() -> tuple[ModuleType, ModuleType]:
-    import opentelemetry.instrumentation.wsgi  # noqa: F401
-
     from mackerel_otel_server import pipeline
-    from mackerel_otel_server.tracing import wsgi
+    from mackerel_otel_server.tracing import request
 
-    return pipeline, wsgi
+    return pipeline, request
 
 
 def _read_settings() -> Settings | None:

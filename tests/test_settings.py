@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mackerel_otel_server.http_options import HttpOptions
 from mackerel_otel_server.settings import MACKEREL_ENDPOINT, Arguments, Settings, SettingsError, read
 
 KEY = {"MACKEREL_APIKEY": "the-key", "OTEL_SERVICE_NAME": "shop"}
@@ -45,6 +46,8 @@ def test_a_key_is_all_that_is_needed() -> None:
         max_queue_size=2048,
         max_export_batch_size=512,
         shutdown_timeout=5.0,
+        http=HttpOptions(),
+        omitted_attributes=frozenset(),
         warnings=settings.warnings,
     )
     assert [warning[:26] for warning in settings.warnings] == ["no service name is set: sp"]

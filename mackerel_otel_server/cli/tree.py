@@ -115,7 +115,7 @@ def _process(span: ReceivedSpan) -> str:
 
 def _describe(node: _Node) -> str:
     span = node.span
-    parts = [f"{span.kind} {one_line(span.name, _NAME_LIMIT)}"]
+    parts = [f"{span.kind} {one_line(_name(span), _NAME_LIMIT)}"]
     parts += _details(span)
     if span.status_code == "ERROR":
         parts.append("ERROR")
@@ -127,6 +127,13 @@ def _describe(node: _Node) -> str:
     if node.parent and _process(node.parent) != _process(span):
         parts.append(f"({_process(span)})")
     return "  ".join(parts)
+
+
+def _name(span: ReceivedSpan) -> str:
+    """Return the name; of a request without a route, whose name is the method alone, also the path."""
+    path = span.attributes.get("url.path")
+    is_bare = span.kind == "SERVER" and path and "http.route" not in span.attributes and "/" not in span.name
+    return f"{span.name} {path}" if is_bare else span.name
 
 
 def _details(span: ReceivedSpan) -> list[str]:

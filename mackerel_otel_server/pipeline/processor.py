@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Link, SpanKind
 
 from mackerel_otel_server.log import log
 from mackerel_otel_server.pipeline.encoder import Encoder
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
+    from opentelemetry.util.types import Attributes
 
     from mackerel_otel_server.settings import Settings
 
@@ -30,6 +31,7 @@ class Pipeline:
     def __init__(self, settings: Settings, resource: Resource, new_api_key: Callable[[], str | None]) -> None:
         self.pid: Final = os.getpid()
         self.resource: Final = resource
+        self._omitted = settings.omitted_attributes
         self._console = SimpleSpanProcessor(ConsoleSpanExporter()) if "console" in settings.exporters else None
         self._sender = None
         if "otlp" in settings.exporters:
@@ -39,6 +41,8 @@ class Pipeline:
         """Queue a sampled span."""
         if not (span.context and span.context.trace_flags.sampled):
             return
+        if self._omitted:
+            span = _without(span, self._omitted)
         if self._sender is not None:
             self._sender.put(span)
         if self._console is not None:
@@ -55,6 +59,28 @@ class Pipeline:
     def stop(self, timeout: float) -> bool:
         """Send what is queued, for ``timeout`` seconds at most; return whether everything was delivered."""
         return self._sender is None or self._sender.stop(timeout)
+
+
+def _without(span: ReadableSpan, names: frozenset[str]) -> ReadableSpan:
+    """Return a span, its events and its links without some of their attributes, whoever set them."""
+
+    def rest(attributes: Attributes) -> dict[str, Any]:
+        return {name: value for name, value in (attributes or {}).items() if name not in names}
+
+    return ReadableSpan(
+        name=span.name,
+        context=span.context,
+        parent=span.parent,
+        resource=span.resource,
+        attributes=rest(span.attributes),
+        events=[Event(event.name, rest(event.attributes), event.timestamp) for event in span.events],
+        links=[Link(link.context, rest(link.attributes)) for link in span.links],
+        kind=span.kind,
+        status=span.status,
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )
 
 
 class ForkAwareSpanProcessor(SpanProcessor):

@@ -1,127 +1,299 @@
-"""One request -> one server span, around any WSGI callable.
+"""One request to a WSGI callable -> one server span, from the call to the end of the response's body.
 
-The span itself is made by OpenTelemetry's own WSGI middleware. This module sees to it that there is one per request,
-whichever of the server's hooks, a framework's class and the application's own code have wrapped what it serves.
+What the server gets to see of a response is what the application returned, but for a thin iterable around it:
+https://peps.python.org/pep-3333/
 """
 
 from __future__ import annotations
 
-import types
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
-import wrapt
+from opentelemetry.context import attach, detach
+from opentelemetry.propagators.textmap import Getter
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import gate
+from mackerel_otel_server.tracing import gate, http, request, routes, wrapping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    WSGICallable = Callable[[dict[str, Any], Callable[..., Any]], Any]
+    from mackerel_otel_server.tracing.request import Request
 
-_TRACED: Final = "mackerel_otel_server.traced"
-_APPLICATION: Final = "mackerel_otel_server.application"
-_WRAPPED: Final = "_mackerel_otel_server_wrapped"
-_WSGI_ARGUMENTS: Final = 2
+_ARGUMENTS: Final = 2
+_STATUS_DIGITS: Final = 3
 
-_middleware: WSGICallable | None = None
-
-
-def prepare() -> None:
-    """Import what the first request needs, so that it need not wait for it."""
-    global _middleware
-    if _middleware is None:
-        from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
-
-        _mend_propagation()
-
-        # One for all applications: it is costly to make, and which application to call is in the environ.
-        _middleware = OpenTelemetryMiddleware(_call_application)
+_aside: dict[int, Any] = {}
+"""Applications, by id, whose server spans another instrumentation makes."""
 
 
 def trace_wsgi(application: Any) -> Any:
     """Make every request to a WSGI callable a server span.
 
-    An instance of a Python class, as the frameworks' applications are, stays what it is: its class is wrapped in place.
-    Anything else, a function above all, gets a proxy that shows the callable's own attributes.
-
     Args:
         application: The WSGI callable.
 
     Returns:
-        The callable to give to the server.
+        The callable to give to the server: a framework's object itself, or a proxy.
     """
-    if wrap_class(type(application)):
-        return application
-    return wrap_callable(application)
+    return wrapping.wrap(application, call)
 
 
-def wrap_callable(application: Any) -> Any:
-    """Return a proxy for ``application`` that traces, and is transparent otherwise."""
-    return application if isinstance(application, _TracedCallable) else _TracedCallable(application)
+def trace_callable(application: Any) -> Any:
+    """Return a proxy that makes every request a server span, for a server's own reference to the application."""
+    return wrapping.wrap_callable(application, call)
 
 
-def wrap_class(cls: type) -> bool:
-    """Trace the WSGI calls of all instances of a class, those that exist included.
-
-    Returns:
-        False when its ``__call__`` is no Python function, so that it cannot be replaced.
-    """
-    owner = next((base for base in cls.__mro__ if "__call__" in vars(base)), None)
-    call = vars(owner)["__call__"] if owner else None
-    if hasattr(call, _WRAPPED):
-        return True
-    if owner is None or not isinstance(call, types.FunctionType):
-        return False
-
-    def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _call(types.MethodType(call, self), args, kwargs)
-
-    # Not functools.wraps: it would copy a mark that the function carries for another library.
-    traced.__name__, traced.__qualname__, traced.__doc__ = call.__name__, call.__qualname__, call.__doc__
-    traced.__module__ = call.__module__
-    vars(traced)["__wrapped__"] = call  # as functools.wraps does, for inspect.signature
-    vars(traced)[_WRAPPED] = True
-    type.__setattr__(owner, "__call__", traced)
-    return True
+def trace_class(cls: type) -> None:
+    """Make every request to an instance of a framework's class a server span."""
+    if not wrapping.wrap_class(cls, call):
+        log.warning("%s is not traced: its __call__ is not a Python function", cls.__qualname__)
 
 
-class _TracedCallable(wrapt.ObjectProxy):  # type: ignore[type-arg, unused-ignore]  # generic since wrapt 2
+def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a WSGI callable inside a server span, unless its request has one already or this process does not trace."""
+    if (
+        len(args) != _ARGUMENTS
+        or kwargs
+        or not isinstance(args[0], dict)
+        or request.KEY in args[0]
+        or not gate.open_for_request()
+    ):
+        return application(*args, **kwargs)
+    environ, start_response = args
+    begun = _begin(application, environ)
+    if begun is None:
+        return application(environ, start_response)
+    return _serve(begun, application, environ, start_response)
+
+
+def _begin(application: Any, environ: dict[str, Any]) -> Request | None:
+    """Start the span of a request; None where it is to have none of ours. Never raises."""
+    try:
+        if _identity(application) in _aside:
+            return None
+        if request.has_outer_span():
+            environ[request.KEY] = None
+            return None
+        get = environ.get
+        options = request.options
+        parent = request.extract(
+            environ, _GETTER, has_headers="HTTP_TRACEPARENT" in environ or "HTTP_BAGGAGE" in environ
+        )
+        scheme = get("wsgi.url_scheme", "http")
+        host = get("HTTP_HOST") or f"{get('SERVER_NAME', '')}:{get('SERVER_PORT', '')}"
+        path = _path(environ)
+        excluded = options.excluded_urls.get("wsgi")
+        if excluded is not None and excluded.search(f"{scheme}://{host}{path}"):
+            return request.begin_excluded(parent, environ)
+        method, attributes = http.request_attributes(
+            options,
+            method=get("REQUEST_METHOD", ""),
+            scheme=scheme,
+            path=path,
+            query=get("QUERY_STRING", ""),
+            host=host,
+            client=get("REMOTE_ADDR", ""),
+            version=get("SERVER_PROTOCOL", "").rpartition("/")[2],
+            user_agent=get("HTTP_USER_AGENT", ""),
+        )
+        begun = request.begin(method, get("SCRIPT_NAME", ""), attributes, parent, environ)
+        if options.request_headers is not None:
+            begun.add_header_attributes("request", _headers(environ))
+    except Exception:
+        request.complain()
+        return None
+    return begun
+
+
+def _serve(
+    begun: Request, application: Callable[..., Any], environ: dict[str, Any], start_response: Callable[..., Any]
+) -> Any:
+    token = attach(begun.context)
+    try:
+        body = application(environ, _StartResponse(begun, start_response))
+    except BaseException as error:
+        begun.failed(error)
+        begun.end(routes.of_environ(environ))
+        raise
+    finally:
+        detach(token)
+    if begun.span is None:
+        # Another instrumentation has taken the request over: it shall do so alone from now on.
+        _aside[_identity(application)] = application
+    kind = type(body)
+    if kind is list or kind is tuple:
+        return _Chunks(body, begun, environ)
+    if kind is bytes or kind is str or body is None:
+        # No iterable of WSGI's, but uWSGI takes bytes; and what is wrong with the rest is between those two.
+        begun.end(routes.of_environ(environ))
+        return body
+    if _is_file(body, environ):
+        return _closing(body, begun, environ)
+    return (_SizedBody if hasattr(kind, "__len__") else _Body)(body, begun, environ)
+
+
+class _StartResponse:
+    """The server's ``start_response``, which a request notes the status of."""
+
+    __slots__ = ("_begun", "_start_response")
+
+    def __init__(self, begun: Request, start_response: Callable[..., Any]) -> None:
+        self._begun = begun
+        self._start_response = start_response
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _call(self.__wrapped__, args, kwargs)
+        begun = self._begun
+        try:
+            status = args[0] if args else kwargs["status"]
+            begun.status = int(status[:_STATUS_DIGITS])
+            if request.options.response_headers is not None:
+                begun.add_header_attributes("response", args[1])
+        except Exception:
+            # For the server to complain about.
+            log.debug("a response cannot be understood", exc_info=True)
+        return self._start_response(*args, **kwargs)
 
 
-def _call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if len(args) == _WSGI_ARGUMENTS and not kwargs and isinstance(args[0], dict) and _TRACED not in args[0]:
-        environ, start_response = args
-        if gate.open_for_request() and _middleware is not None:
-            environ[_TRACED] = True
-            environ[_APPLICATION] = application
-            try:
-                return _middleware(environ, start_response)
-            except Exception:
-                if _APPLICATION not in environ:
-                    # It has been called: the exception is its own, or comes after its response.
-                    raise
-                del environ[_APPLICATION]
-                log.warning("a request is not traced", exc_info=True)
-    return application(*args, **kwargs)
+class _Chunks:
+    """A body that is complete: a list or tuple, whose iteration runs no code of the application."""
+
+    __slots__ = ("_begun", "_environ", "_iterable")
+
+    def __init__(self, iterable: Any, begun: Request, environ: dict[str, Any]) -> None:
+        self._iterable = iterable
+        self._begun = begun
+        self._environ = environ
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._iterable)
+
+    def __len__(self) -> int:
+        # Servers add a Content-Length to what is one chunk.
+        return len(self._iterable)
+
+    def close(self) -> None:
+        self._begun.end(routes.of_environ(self._environ))
 
 
-def _mend_propagation() -> None:
-    """Make ``OTEL_PROPAGATORS=none`` work: the library's propagator returns no context then, which nothing expects."""
-    from opentelemetry import context, propagate
-    from opentelemetry.propagators.composite import CompositePropagator
+class _Body:
+    """A body that the application makes while it is sent: its code runs inside the span, the server's does not."""
 
-    if propagate.extract({}) is not None:
-        return
+    __slots__ = ("_begun", "_environ", "_iterable", "_next")
 
-    class NoPropagator(CompositePropagator):
-        def extract(self, carrier: Any, given: Any = None, getter: Any = None) -> Any:  # noqa: ARG002
-            return context.get_current() if given is None else given
+    def __init__(self, iterable: Any, begun: Request, environ: dict[str, Any]) -> None:
+        self._iterable = iterable
+        self._begun = begun
+        self._environ = environ
 
-    propagate.set_global_textmap(NoPropagator([]))
+    def __iter__(self) -> _Body:
+        self._next = self._inside(iter, self._iterable).__next__
+        return self
+
+    def __next__(self) -> Any:
+        begun = self._begun
+        token = attach(begun.context)
+        try:
+            chunk = self._next()
+        except StopIteration:
+            raise
+        except BaseException as error:
+            begun.failed(error)
+            raise
+        finally:
+            detach(token)
+        if chunk and not begun.is_sending:
+            begun.is_sending = True
+        return chunk
+
+    def close(self) -> None:
+        try:
+            close = getattr(self._iterable, "close", None)
+            if close is not None:
+                self._inside(close)
+        finally:
+            self._begun.end(routes.of_environ(self._environ))
+
+    def _inside(self, function: Callable[..., Any], *args: Any) -> Any:
+        token = attach(self._begun.context)
+        try:
+            return function(*args)
+        except BaseException as error:
+            self._begun.failed(error)
+            raise
+        finally:
+            detach(token)
 
 
-def _call_application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-    return environ.pop(_APPLICATION)(environ, start_response)
+class _SizedBody(_Body):
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._iterable)
+
+
+def _is_file(body: Any, environ: dict[str, Any]) -> bool:
+    """Tell whether the server is to send a file its own way, for which it must get the very object.
+
+    Gunicorn and wsgiref look for the class that ``wsgi.file_wrapper`` is; uWSGI compares with the file it was given.
+    """
+    wrapper = environ.get("wsgi.file_wrapper")
+    return isinstance(body, wrapper) if isinstance(wrapper, type) else hasattr(body, "read")
+
+
+def _closing(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
+    """Return the same object, whose ``close()`` ends the span as well."""
+    theirs = getattr(body, "close", None)
+
+    def close() -> Any:
+        try:
+            return theirs() if theirs is not None else None
+        finally:
+            begun.end(routes.of_environ(environ))
+
+    try:
+        body.close = close
+    except Exception:
+        # It takes no attributes. The span ends when the file is handed over.
+        begun.end(routes.of_environ(environ))
+    return body
+
+
+def _path(environ: dict[str, Any]) -> str:
+    """Return the path as the client sent it: Gunicorn's ``RAW_URI``, uWSGI's ``REQUEST_URI``, else rebuilt."""
+    target: str = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
+    if not target:
+        decoded = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        return quote(decoded, encoding="latin-1", errors="replace") or "/"
+    path = target.partition("?")[0].partition("#")[0]
+    if not path.startswith("/") and "://" in path:
+        # The absolute form that proxies are asked with.
+        path = f"/{path.partition('://')[2].partition('/')[2]}"
+    return path
+
+
+def _headers(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in environ.items():
+        if key.startswith("HTTP_"):
+            yield key[len("HTTP_") :].replace("_", "-"), value
+        elif key in ("CONTENT_TYPE", "CONTENT_LENGTH") and value:
+            yield key.replace("_", "-"), value
+
+
+def _identity(application: Any) -> int:
+    # A method is made anew with each call, what it is bound to stays.
+    return id(getattr(application, "__self__", application))
+
+
+class _Getter(Getter[dict[str, Any]]):
+    """Reads the headers of an environ."""
+
+    def get(self, carrier: dict[str, Any], key: str) -> list[str] | None:
+        value = carrier.get(f"HTTP_{key.upper().replace('-', '_')}")
+        return None if value is None else [value]
+
+    def keys(self, carrier: dict[str, Any]) -> list[str]:
+        return [key[len("HTTP_") :].lower().replace("_", "-") for key in carrier if key.startswith("HTTP_")]
+
+
+_GETTER: Final = _Getter()

@@ -1,0 +1,76 @@
+"""The web frameworks: their applications are traced wherever they are served, without a line in the application.
+
+Only classes are changed, and in place: the object that views and ``wsgi.py`` import stays the framework's own. Each
+module here names in ``HOOKS`` which modules of one framework it changes, and how, as soon as they are imported.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+import wrapt
+
+from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing.frameworks import django, flask
+from mackerel_otel_server.tracing.wsgi import trace_wsgi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+_FRAMEWORKS: Final = (django, flask)
+
+_registered: set[str] = set()
+
+
+def register() -> None:
+    """Trace the frameworks as soon as the application imports them, or now where it has."""
+    for framework in _FRAMEWORKS:
+        for module, hook in framework.HOOKS.items():
+            _on_import(module, hook, key=module)
+
+
+def register_callable(module: str, name: str) -> None:
+    """Trace the callable ``name`` of ``module`` when that module is imported.
+
+    For a server that imports the application itself and offers no hook between that and its first request.
+    """
+    _replace_on_import(module, name, trace_wsgi)
+
+
+def register_factory(module: str, name: str) -> None:
+    """Trace what the function ``name`` of ``module`` returns, for ``module = mysite:make_application()``."""
+    _replace_on_import(module, name, _trace_factory)
+
+
+def _trace_factory(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(factory)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        return trace_wsgi(factory(*args, **kwargs))
+
+    return make
+
+
+def _replace_on_import(module_name: str, attribute: str, trace: Callable[[Any], Any]) -> None:
+    def replace(module: ModuleType) -> None:
+        value = vars(module).get(attribute)
+        if callable(value) and (traced := trace(value)) is not value:
+            setattr(module, attribute, traced)
+
+    _on_import(module_name, replace, key=f"{module_name}:{attribute}")
+
+
+def _on_import(module_name: str, hook: Callable[[ModuleType], None], *, key: str) -> None:
+    if key in _registered:
+        return
+    _registered.add(key)
+
+    def run(module: ModuleType) -> None:
+        try:
+            hook(module)
+        except Exception:
+            # This runs inside the application's import statement.
+            log.warning("%s is not traced", key, exc_info=True)
+
+    wrapt.register_post_import_hook(run, module_name)

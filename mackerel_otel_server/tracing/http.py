@@ -1,0 +1,146 @@
+"""A request and its response in the words of the semantic conventions, for WSGI and ASGI alike.
+
+https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-server-span
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mackerel_otel_server.http_options import HttpOptions
+
+# The first release whose HTTP conventions are stable.
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.23.1"
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_LONGEST_METHOD: Final = 64
+_CREATED_BY_SERVERS_ERROR: Final = 500
+# https://opentelemetry.io/docs/specs/semconv/registry/attributes/url/#url-query
+_SECRET_KEYS: Final = (
+    "AWSAccessKeyId",
+    "Signature",
+    "sig",
+    "X-Amz-Credential",
+    "X-Amz-Security-Token",
+    "X-Amz-Signature",
+    "X-Goog-Signature",
+)
+_SECRETS: Final = re.compile(rf"(?:(?<=[&;])|^)({'|'.join(_SECRET_KEYS)})=[^&;]*")
+
+
+def request_attributes(  # noqa: PLR0913 - a request has so many parts
+    options: HttpOptions,
+    *,
+    method: str,
+    scheme: str,
+    path: str,
+    query: str,
+    host: str,
+    client: str,
+    version: str,
+    user_agent: str,
+) -> tuple[str, dict[str, Any]]:
+    """Return the method that begins the span's name, and the attributes that are known when a request begins.
+
+    Args:
+        options: What the operator chose.
+        method: As the client sent it.
+        scheme: As the server takes it, which knows its proxies.
+        path: Without a query, as percent-encoded by the client.
+        query: What follows the question mark.
+        host: The Host header, or the server's own ``name:port``.
+        client: The client's address, as the server takes it.
+        version: ``1.1``.
+        user_agent: The User-Agent header.
+    """
+    known = method in options.known_methods
+    name = method if known else "HTTP"
+    address, port = _split_host(host, scheme)
+    if query:
+        query = _SECRETS.sub(r"\1=REDACTED", query)
+    if options.new_names:
+        attributes: dict[str, Any] = {
+            "http.request.method": method if known else "_OTHER",
+            "url.scheme": scheme,
+            "url.path": path,
+            "network.protocol.version": version,
+            "server.address": address,
+        }
+        if port:
+            attributes["server.port"] = port
+        if query:
+            attributes["url.query"] = query
+        if client:
+            attributes["client.address"] = client
+        if user_agent:
+            attributes["user_agent.original"] = user_agent
+        if not known:
+            attributes["http.request.method_original"] = method[:_LONGEST_METHOD]
+    else:
+        attributes = {}
+    if options.old_names:
+        attributes |= {
+            "http.method": method if known else "_OTHER",
+            "http.scheme": scheme,
+            "http.target": f"{path}?{query}" if query else path,
+            "http.flavor": version,
+            "http.host": host,
+            "net.host.name": address,
+        }
+        optional = {"net.host.port": port, "net.peer.ip": client, "http.user_agent": user_agent}
+        attributes |= {key: value for key, value in optional.items() if value}
+    return name, attributes
+
+
+def response_attributes(options: HttpOptions, status: int) -> dict[str, Any]:
+    """Return what a response's status code adds."""
+    attributes: dict[str, Any] = {}
+    if options.new_names:
+        attributes["http.response.status_code"] = status
+        if status >= _CREATED_BY_SERVERS_ERROR:
+            attributes["error.type"] = str(status)
+    if options.old_names:
+        attributes["http.status_code"] = status
+    return attributes
+
+
+def is_error(status: int) -> bool:
+    """Tell whether a status code is the server's own failure; 4xx are the client's."""
+    return status >= _CREATED_BY_SERVERS_ERROR
+
+
+def header_attributes(
+    options: HttpOptions, kind: str, wanted: re.Pattern[str] | None, headers: Iterable[tuple[str, str]]
+) -> dict[str, list[str]]:
+    """Return the captured headers as attributes, under the names that OpenTelemetry Python gives them.
+
+    Args:
+        options: What the operator chose.
+        kind: ``request`` or ``response``.
+        wanted: Matches the names of those that become attributes.
+        headers: Name, in any case, and value.
+    """
+    attributes: dict[str, list[str]] = {}
+    if wanted is None:
+        return attributes
+    for name, value in headers:
+        if wanted.fullmatch(name):
+            hidden = options.sanitized_headers is not None and options.sanitized_headers.search(name)
+            key = f"http.{kind}.header.{name.lower().replace('-', '_')}"
+            attributes.setdefault(key, []).append("[REDACTED]" if hidden else value)
+    return attributes
+
+
+@functools.lru_cache(maxsize=512)
+def _split_host(host: str, scheme: str) -> tuple[str, int]:
+    """Return the address and the port of ``shop.example.com:8000``, ``[::1]:8000`` or ``shop.example.com``."""
+    address, colon, port = host.rpartition(":")
+    if not colon or host.endswith("]"):
+        address, port = host, ""
+    number = int(port) if port.isascii() and port.isdecimal() and len(port) <= len("65535") else 0
+    return address.removeprefix("[").removesuffix("]"), number or _DEFAULT_PORTS.get(scheme, 0)

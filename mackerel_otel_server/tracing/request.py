@@ -1,0 +1,254 @@
+"""One request under way and its server span, whichever interface it came by."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context, propagate, trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+from mackerel_otel_server.http_options import HttpOptions
+from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing import http
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.propagators.textmap import Getter, TextMapPropagator
+    from opentelemetry.trace import Span
+
+KEY: Final = "mackerel_otel_server.request"
+"""Where a WSGI environ or an ASGI scope holds the Request: whoever finds it there makes no second span."""
+TRACE_ID: Final = "otel_trace_id"
+"""Where a WSGI environ holds the trace id in hexadecimal digits, for access logs; SPAN_ID likewise."""
+SPAN_ID: Final = "otel_span_id"
+
+_SERVER_ERROR: Final = 500
+_NO_ATTRIBUTES: Final[dict[str, Any]] = {}
+_ROOT: Final = context.Context()
+
+options = HttpOptions()
+_tracer: trace.Tracer = trace.get_tracer(__name__)
+_known_propagator: TextMapPropagator | None = None
+_on_trace_id: Callable[[str], None] | None = None
+_complained = False
+
+
+def prepare(chosen: HttpOptions, version: str) -> None:
+    """Make what all requests of this process share; after the tracer provider is set.
+
+    Args:
+        chosen: What the operator chose.
+        version: This package's.
+    """
+    global options, _tracer, _known_propagator
+    options = chosen
+    schema_url = http.SCHEMA_URL if chosen.new_names else None
+    _tracer = trace.get_tracer("mackerel_otel_server", version, schema_url=schema_url)
+    _mend_propagation()
+    # Which headers these two read is known, so that a request without them needs no extraction.
+    if set(chosen.propagators) <= {"tracecontext", "baggage"}:
+        _known_propagator = propagate.get_global_textmap()
+
+
+def announce_trace_id(callback: Callable[[str], None]) -> None:
+    """Tell a server's own log the trace id of each request, when the request begins.
+
+    Args:
+        callback: Takes 32 hexadecimal digits. What it raises ends nothing.
+    """
+    global _on_trace_id
+    _on_trace_id = callback
+
+
+class Request:
+    """A request under way. Its methods never raise.
+
+    Attributes:
+        context: In which the application runs: the server span is the current span there.
+        span: The server span, None when it has ended or another instrumentation makes it.
+        route: The template that the framework found, once it is known.
+        status: Of the response, 0 before it has one.
+        is_sending: Whether a part of the response's body is on its way.
+    """
+
+    __slots__ = ("_method", "_prefix", "_recorded", "context", "error_type", "is_sending", "route", "span", "status")
+
+    def __init__(self, method: str, prefix: str, span: Span, parent: Context) -> None:
+        self._method = method
+        self._prefix = prefix
+        self._recorded = 0
+        self.span: Span | None = span
+        self.context: Context = trace.set_span_in_context(span, parent)
+        self.route: str | None = None
+        self.status = 0
+        self.is_sending = False
+        self.error_type: str | None = None
+
+    def record(self, error: BaseException) -> None:
+        """Note an exception that nobody handled on purpose, once however often it is reported."""
+        span = self.span
+        if span is None or self._recorded == id(error):
+            return
+        # The number, not the exception: its traceback leads back here.
+        self._recorded = id(error)
+        self.error_type = _type_name(error)
+        try:
+            if span.is_recording():
+                span.record_exception(error)
+        except Exception:
+            # Its __str__ fails.
+            span.add_event("exception", {"exception.type": self.error_type, "exception.message": "?"})
+
+    def failed(self, error: BaseException) -> None:
+        """Note an exception that leaves the application: the server answers with its own page, if it still can."""
+        self.record(error)
+        if not self.is_sending:
+            self.status = _SERVER_ERROR
+
+    def add_header_attributes(self, kind: str, headers: Any) -> None:
+        """Add captured headers; ``headers`` yields pairs of str."""
+        try:
+            wanted = options.request_headers if kind == "request" else options.response_headers
+            if self.span is not None and self.span.is_recording():
+                self.span.set_attributes(http.header_attributes(options, kind, wanted, headers))
+        except Exception:
+            log.debug("headers are not captured", exc_info=True)
+
+    def give_way(self, span: Span) -> None:
+        """Let another instrumentation's span stand for this request; ours never ends, so it is never sent."""
+        self.span = None
+        self.context = trace.set_span_in_context(span, _ROOT)
+
+    def end(self, route: str | None = None) -> None:
+        """End the span, the first time this is called.
+
+        Args:
+            route: The template, where ``self.route`` has none.
+        """
+        span, self.span = self.span, None
+        if span is None:
+            return
+        try:
+            if span.is_recording():
+                self._complete(span, self.route or route)
+            span.end()
+        except Exception:
+            log.debug("a server span did not end", exc_info=True)
+
+    def _complete(self, span: Span, route: str | None) -> None:
+        attributes = http.response_attributes(options, self.status) if self.status else {}
+        if route:
+            attributes["http.route"] = route = self._prefix + route
+            span.update_name(f"{self._method} {route}")
+        if self.error_type is not None and options.new_names:
+            attributes["error.type"] = self.error_type
+        span.set_attributes(attributes)
+        if self.error_type is not None or self.status >= _SERVER_ERROR:
+            span.set_status(Status(StatusCode.ERROR))
+
+    def __del__(self) -> None:
+        """End the span after all."""
+        # The server has forgotten the response without closing it.
+        if self.span is not None:
+            self.end()
+
+
+def begin(
+    method: str, prefix: str, attributes: Mapping[str, Any], parent: Context | None, carrier: dict[str, Any]
+) -> Request:
+    """Start a server span.
+
+    Args:
+        method: What the span's name begins with.
+        prefix: Where the server has mounted the application: what its routes begin with.
+        attributes: Those that are known.
+        parent: As extract() returned it.
+        carrier: The environ or scope that is to hold the request.
+    """
+    parent = _ROOT if parent is None else parent
+    span = _tracer.start_span(method, parent, SpanKind.SERVER, attributes)
+    return _enter(Request(method, prefix, span, parent), carrier)
+
+
+def complain() -> None:
+    """Log the exception that keeps a request from being traced, aloud for the first time only."""
+    global _complained
+    write, _complained = (log.debug if _complained else log.warning), True
+    write("a request is not traced", exc_info=True)
+
+
+def begin_excluded(parent: Context | None, carrier: dict[str, Any]) -> Request:
+    """Begin a request that is not to be seen, nor what happens in it."""
+    parent = _ROOT if parent is None else parent
+    remote = trace.get_current_span(parent).get_span_context()
+    trace_id = remote.trace_id if remote.is_valid else random.getrandbits(128) or 1
+    span_id = random.getrandbits(64) or 1
+    unsampled = NonRecordingSpan(SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(0)))
+    return _enter(Request("", "", unsampled, parent), carrier)
+
+
+def _enter(request: Request, carrier: dict[str, Any]) -> Request:
+    carrier[KEY] = request
+    assert request.span is not None  # noqa: S101 - for the type
+    show_ids(request.span, carrier)
+    return request
+
+
+def show_ids(span: Span, carrier: dict[str, Any]) -> None:
+    """Put a span's ids where access logs find them."""
+    ids = span.get_span_context()
+    carrier[TRACE_ID] = trace_id = f"{ids.trace_id:032x}"
+    carrier[SPAN_ID] = f"{ids.span_id:016x}"
+    if _on_trace_id is not None:
+        _on_trace_id(trace_id)
+
+
+def has_outer_span() -> bool:
+    """Tell whether someone else's span is current: a middleware of the user's own makes the server span.
+
+    A span that has ended is a leak of an earlier request in this thread, not a parent.
+    """
+    span = trace.get_current_span()
+    if span is trace.INVALID_SPAN:
+        return False
+    return span.is_recording() or isinstance(span, NonRecordingSpan)
+
+
+def extract(carrier: Any, getter: Getter[Any], *, has_headers: bool) -> Context | None:
+    """Return the context that the request brought along; None for none.
+
+    Args:
+        carrier: Holds the headers.
+        getter: Reads them.
+        has_headers: Whether there is a ``traceparent`` or a ``baggage``, which is all that the usual propagators read.
+    """
+    if not has_headers and propagate.get_global_textmap() is _known_propagator:
+        return None
+    try:
+        return propagate.extract(carrier, _ROOT, getter)
+    except Exception:
+        log.debug("the context of a request cannot be read", exc_info=True)
+        return None
+
+
+def _mend_propagation() -> None:
+    """Make ``OTEL_PROPAGATORS=none`` work: the library's propagator returns no context then, which nothing expects."""
+    from opentelemetry.propagators.composite import CompositePropagator
+
+    if propagate.extract({}) is not None:
+        return
+
+    class NoPropagator(CompositePropagator):
+        def extract(self, carrier: Any, given: Any = None, getter: Any = None) -> Any:  # noqa: ARG002
+            return context.get_current() if given is None else given
+
+    propagate.set_global_textmap(NoPropagator([]))
+
+
+def _type_name(error: BaseException) -> str:
+    """Return ``module.Class``, and ``Class`` alone for a built-in one, as the SDK's exception events have it."""
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ in ("builtins", None) else f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,74 @@
+"""How an application is wrapped: one call of ours around each of its own, and the rest of it as it was."""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any, Final
+
+import wrapt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+_WRAPPED: Final = "_mackerel_otel_server_wrapped"
+
+
+def wrap(application: Any, call: Call) -> Any:
+    """Trace the calls of an application.
+
+    An instance of a Python class, as the frameworks' applications are, stays what it is: its class is wrapped in place.
+    Anything else, a function above all, gets a proxy that shows the callable's own attributes.
+
+    Args:
+        application: A WSGI or ASGI callable.
+        call: Gets the callable and the arguments of each call.
+
+    Returns:
+        The callable to give to the server.
+    """
+    if wrap_class(type(application), call):
+        return application
+    return wrap_callable(application, call)
+
+
+def wrap_callable(application: Any, call: Call) -> Any:
+    """Return a proxy for ``application`` that traces, and is transparent otherwise; itself if it is traced already."""
+    if isinstance(application, _TracedCallable) or hasattr(getattr(type(application), "__call__", None), _WRAPPED):  # noqa: B004 - not whether it is callable
+        return application
+    return _TracedCallable(application, call)
+
+
+def wrap_class(cls: type, call: Call) -> bool:
+    """Trace the calls of all instances of a class, those that exist included.
+
+    Returns:
+        False when its ``__call__`` is no Python function, so that it cannot be replaced.
+    """
+    owner = next((base for base in cls.__mro__ if "__call__" in vars(base)), None)
+    original = vars(owner)["__call__"] if owner else None
+    if hasattr(original, _WRAPPED):
+        return True
+    if owner is None or not isinstance(original, types.FunctionType):
+        return False
+
+    def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(types.MethodType(original, self), args, kwargs)
+
+    # Not functools.wraps: it would copy a mark that the function carries for another library.
+    traced.__name__, traced.__qualname__, traced.__doc__ = original.__name__, original.__qualname__, original.__doc__
+    traced.__module__ = original.__module__
+    vars(traced)["__wrapped__"] = original  # as functools.wraps does, for inspect.signature
+    vars(traced)[_WRAPPED] = True
+    type.__setattr__(owner, "__call__", traced)
+    return True
+
+
+class _TracedCallable(wrapt.ObjectProxy):  # type: ignore[type-arg, unused-ignore]  # generic since wrapt 2
+    def __init__(self, application: Any, call: Call) -> None:
+        super().__init__(application)
+        self._self_call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._self_call(self.__wrapped__, args, kwargs)
