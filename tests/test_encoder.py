@@ -93,7 +93,7 @@ def from_library(spans: Sequence[ReadableSpan]) -> bytes:
 
 
 def carefully(span: ReadableSpan) -> EncodedSpan:
-    return EncodedSpan(span.instrumentation_scope, module._encode_with_care(span))  # noqa: SLF001
+    return span.instrumentation_scope, module._encode_with_care(span)  # noqa: SLF001
 
 
 def assert_as_library(spans: Sequence[ReadableSpan], encoder: Encoder | None = None) -> None:
@@ -401,7 +401,7 @@ def test_the_cache_keeps_to_its_bytes_and_keeps_what_is_in_use() -> None:
         encoder.encode(span)
         if number % 100 == 0:
             most = max(most, tracemalloc.get_traced_memory()[0] - before)
-            assert number < 100 or ("used", "all the time") in {**cache.recent, **cache._former}  # noqa: SLF001
+            assert number < 100 or "all the time" in cache.columns["used"]
     tracemalloc.stop()
     assert limit / 3 < most < limit
 
@@ -411,7 +411,25 @@ def test_large_values_are_not_kept() -> None:
     encoder = Encoder(RESOURCE)
     for _ in range(5):
         encoder.encode(recorder.span("y" * 5000, attributes={"k": "x" * 5000}))
-    assert all(len(data) < 2000 for data in encoder._cache.recent.values())  # noqa: SLF001
+    columns = encoder._cache.columns  # noqa: SLF001
+    assert set(columns) == {None, "k"}
+    assert all(len(data) < 2000 for column in columns.values() for data in column.values())
+
+
+def test_values_that_vary_are_not_kept_and_one_that_stops_varying_is() -> None:
+    recorder = Recorder()
+    encoder = Encoder(RESOURCE)
+    span = recorder.span("name", attributes={"k": "", "constant": "value"})
+    found: dict[str, Any] = span._attributes._dict  # type: ignore[union-attr]  # noqa: SLF001
+    for number in range(5000):
+        found["k"] = f"value {number}"
+        encoder.encode(span)
+    columns = encoder._cache.columns  # noqa: SLF001
+    assert len(columns["k"]) < 50
+    for _ in range(100):
+        encoder.encode(span)
+    assert "value 4999" in columns["k"]
+    assert list(columns["constant"]) == ["value"]
 
 
 def workload() -> tuple[list[ReadableSpan], bytes]:

@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from opentelemetry.exporter.otlp.proto.common import __version__ as library_version
 from opentelemetry.trace import DEFAULT_TRACE_STATE
@@ -34,79 +34,88 @@ _NONE_IS_A_VALUE: Final = _LIBRARY >= (1, 43)  # open-telemetry/opentelemetry-py
 _ROOM: Final = 100 - 6
 _LARGEST_IN_CACHE: Final = 1024  # bytes; above, hashing the value costs more than encoding it again
 _SEEN: Final = 8192
-_CACHE_ENTRY: Final = 180  # bytes; an entry's share of a dict and its tuples, at most
+_ENTRY: Final = 110  # bytes; an entry's share of a dict, at most
+_COLUMN: Final = 450  # bytes; with its entry in the dict of columns, and the first entries of its own
+_MANY_MISSES: Final = 1024  # of one attribute; from then on only one in so many is kept if it was seen before:
+_MANY_MISSES_TRIED: Final = 16
 
 _LOCAL: Final = 0x100  # SpanFlags: whether the parent is remote is known
 _REMOTE: Final = 0x300  # ... and it is
-_STATUS: Final = (b"\x7a\x00", b"\x7a\x02\x18\x01", b"\x7a\x02\x18\x02")  # by StatusCode; an empty one is sent, too
-
 _pack_ids: Final = struct.Struct(">H16sHQ").pack  # trace_id = 1, span_id = 2
-_pack_parent: Final = struct.Struct(">HQ").pack  # parent_span_id = 4
-_pack_middle: Final = struct.Struct("<BQBQBBHI").pack  # start = 7, end = 8, kind = 6, flags = 16
-_pack_start: Final = struct.Struct("BBB").pack  # spans = 2 of ScopeSpans, a length of two bytes
+_pack_ids_of_child: Final = struct.Struct(">H16sHQHQ").pack  # the same, and parent_span_id = 4
+_pack_parent: Final = struct.Struct(">HQ").pack
+_pack_times: Final = struct.Struct("<BQBQ").pack  # start = 7, end = 8
 _pack_fixed64: Final = struct.Struct("<BQ").pack
 _pack_double: Final = struct.Struct("<Bd").pack
-_new: Final = tuple.__new__  # what a NamedTuple's own __new__ calls
 
 
-class EncodedSpan(NamedTuple):
-    """A span, ready to be joined with others."""
+EncodedSpan: TypeAlias = "tuple[InstrumentationScope | None, bytes]"
+"""A span's scope, and the span as field 2 of ``ScopeSpans`` (tag, length, ``Span``): ready to be joined with others."""
 
-    scope: InstrumentationScope | None
-    data: bytes
-    """The span as field 2 of ``ScopeSpans``: tag, length, ``Span``."""
+
+class _Column(dict[object, bytes]):
+    """What the values of one attribute, or the names of spans, were encoded to."""
+
+    __slots__ = ("head", "misses")
+
+    def __init__(self, head: bytes) -> None:
+        self.head = head  # the attribute's key, encoded
+        self.misses = 0
+
+
+_EMPTY: Final = _Column(b"")
 
 
 class _Cache:
-    """Remember bytes by what they were made of, within a number of bytes.
+    """Remember bytes by attribute key and value, within a number of bytes.
 
     What is seen for the first time is not kept: most of it (paths, ports, ids) never comes again, and to keep it costs
-    more than to encode it. What was kept and is not in use goes, by generations: what is found in the former one moves
-    to the recent one, which becomes the former one when it is full.
+    more than to encode it. Of what varies all the time, most is not even looked at. When the cache is full, it starts
+    anew: what is in use is back with the next span.
 
-    A look-up takes no lock: keys are exact ``str``, ``int`` and ``type`` objects and tuples of them, which are hashed
-    and compared in C, so that ``dict.get`` and ``dict[key] = value`` are one step each under the GIL (and locked by the
-    dict without one). Whoever adds must not wait either, since a signal handler may have interrupted another who adds,
-    in the same thread: then nothing is added.
+    A look-up takes no lock: values are exact ``str`` and ``int`` objects, which are hashed and compared in C, so that
+    ``dict.get`` and ``dict[key] = value`` are one step each under the GIL (and locked by the dict without one).
+    Whoever adds must not wait either, since a signal handler may have interrupted another who adds, in the same thread:
+    then nothing is added.
     """
 
     def __init__(self, limit: int) -> None:
-        self.recent: dict[object, bytes] = {}
-        self._former: dict[object, bytes] = {}
-        self._free = self._half = limit // 2
+        self.columns: dict[str | None, _Column] = {}  # by attribute key; None: names of spans
+        self._free = self._limit = limit
         self._adding = threading.Lock()
         self._seen = bytearray(_SEEN)  # a byte of the hash of what was seen, at a place that the hash gives
 
-    def find(self, key: object) -> bytes | None:
-        """Return what is kept for a key that ``recent.get`` does not find; ``b""`` when the key is new."""
+    def new_column(self, key: str | None, head: bytes) -> _Column:
+        """Return a column without values; the one to use from now on, if the key has been seen before."""
+        column = _Column(head)
+        if len(head) <= _LARGEST_IN_CACHE and self._was_seen(key):
+            self._add(self.columns, key, column, _COLUMN + sys.getsizeof(key) + sys.getsizeof(head))
+        return column
+
+    def offer(self, column: _Column, value: str | int, data: bytes) -> None:
+        """Keep what a value that is not in its column was encoded to, if it may come again."""
+        if len(data) <= _LARGEST_IN_CACHE and self._was_seen((column.head, value)):
+            self._add(column, value, data, _ENTRY + sys.getsizeof(value) + sys.getsizeof(data))
+
+    def _was_seen(self, key: object) -> bool:
         number = hash(key)
         place, mark = number % _SEEN, number >> 16 & 0xFF
-        if self._seen[place] != mark:
-            self._seen[place] = mark
-            return b""
-        return self._former.get(key)
+        if self._seen[place] == mark:
+            return True
+        self._seen[place] = mark
+        return False
 
-    def add(self, key: object, data: bytes, *parts: str | int) -> bytes:
-        """Keep ``data``, unless it is large or something else is just being added.
-
-        Args:
-            key: What it was made of.
-            data: What it was encoded to, also what is returned.
-            parts: What the key keeps alive.
-        """
-        if len(data) > _LARGEST_IN_CACHE:
-            return data
-        size = sum(map(sys.getsizeof, parts), _CACHE_ENTRY + sys.getsizeof(data))
-        if size > self._half or not self._adding.acquire(blocking=False):
-            return data
+    def _add(self, to: dict[Any, Any], key: object, value: object, size: int) -> None:
+        if not self._adding.acquire(blocking=False):
+            return
         try:
             if size > self._free:
-                self._former, self.recent, self._free = self.recent, {}, self._half
-            self._free -= size
-            self.recent[key] = data
+                self.columns, self._free = {}, self._limit
+            else:
+                self._free -= size
+                to[key] = value
         finally:
             self._adding.release()
-        return data
 
 
 class Encoder:
@@ -126,37 +135,35 @@ class Encoder:
     def encode(self, span: ReadableSpan) -> EncodedSpan:
         """Encode one finished span; an attribute, event or link that cannot be encoded is counted as dropped."""
         try:
-            return _new(EncodedSpan, (span.instrumentation_scope, self._encode_sdk_span(span)))
+            return self._encode_sdk_span(span)
         except Exception:
-            return _new(EncodedSpan, (span.instrumentation_scope, _encode_with_care(span)))
+            return span.instrumentation_scope, _encode_with_care(span)
 
     # The branches are the SDK's optional parts, in one function for speed; its fields have no other names.
-    def _encode_sdk_span(self, span: Any) -> bytes:  # noqa: C901, PLR0912
+    def _encode_sdk_span(self, span: Any) -> EncodedSpan:  # noqa: C901, PLR0912
         """Encode a span as the SDK (1.30 to 1.45, at least) makes it; raises where the long way is to be taken.
 
         The SDK's properties take locks and make copies, which is most of the time that its own encoder needs.
         """
-        trace_id, span_id, _, _, trace_state, _ = span._context
-        attributes, events, links, status = span._attributes, span._events, span._links, span._status
-        get = self._cache.recent.get
+        context, parent, name, status = span._context, span._parent, span._name, span._status
+        attributes, events, links = span._attributes, span._events, span._links
+        columns = self._cache.columns
 
-        name = span._name
-        head = get(name) if type(name) is str else None
-        if head is None:
-            head = self._name(name)
-        head += _pack_ids(0x0A10, trace_id.to_bytes(16, "big"), 0x1208, span_id)
-        parent, flags = span._parent, _LOCAL
-        if parent is not None:
-            _, parent_id, remote, _, _, _ = parent
-            head += _pack_parent(0x2208, parent_id)
-            if remote:
-                flags = _REMOTE
-        head += _pack_middle(0x39, span._start_time, 0x41, span._end_time, 0x30, span._kind._value_ + 1, 0x0185, flags)
-        if status._description is None:
-            head += _STATUS[status._status_code._value_]
+        data = columns.get(None, _EMPTY).get(name) if type(name) is str else None
+        if data is None:
+            data = self._name(name)
+        if parent is None:
+            ids = _pack_ids(0x0A10, context[0].to_bytes(16, "big"), 0x1208, context[1])
+            ends = _ENDS_LOCAL
         else:
-            head += _status(span)
-        if trace_state is not DEFAULT_TRACE_STATE:
+            ids = _pack_ids_of_child(0x0A10, context[0].to_bytes(16, "big"), 0x1208, context[1], 0x2208, parent[1])
+            ends = _ENDS_REMOTE if parent[2] else _ENDS_LOCAL
+        head = data + ids + _pack_times(0x39, span._start_time, 0x41, span._end_time)
+        if status._description is None:
+            head += ends[span._kind._value_][status._status_code._value_]
+        else:
+            head += ends[span._kind._value_][-1] + _status(span)
+        if context[4] is not DEFAULT_TRACE_STATE:
             head += _trace_state(span)
         if events._dq or events.dropped:
             head += _events(span)
@@ -166,60 +173,51 @@ class Encoder:
             head += _count(b"\x50", attributes.dropped)
 
         parts = [head]
-        for item in attributes._dict.items():
-            kind = type(item[1])
-            if kind is str:
-                data = get(item)
-            elif kind is int or kind is bool:
-                data = get((item, kind))  # 1 == True, and they hash alike
+        for key, value in attributes._dict.items():
+            kind = type(value)
+            if kind is str or kind is int:  # not bool and float: True == 1 == 1.0
+                data = columns.get(key, _EMPTY).get(value)
+                parts.append(self._attribute(key, value, kind) if data is None else data)
             else:
-                data = None
-            parts.append(self._attribute(item, kind) if data is None else data)
+                parts.append(self._attribute(key, value, kind))
         # attributes = 9: the tag goes between, as the head comes first.
         body = b"\x4a".join(parts)
         size = len(body)
-        if 0x80 <= size < 0x4000:
-            return _pack_start(0x12, size & 0x7F | 0x80, size >> 7) + body
-        return b"\x12" + _delimited(body)
+        if size < len(_SPANS):
+            return span._instrumentation_scope, _SPANS[size] + body
+        return span._instrumentation_scope, b"\x12" + _delimited(body)
 
     def _name(self, name: Any) -> bytes:
-        found = self._cache.find(name) if type(name) is str else b""
-        data = found or _text(b"\x2a", name)
-        return data if found == b"" else self._cache.add(name, data, name)
+        data = _text(b"\x2a", name)
+        if type(name) is str:
+            cache = self._cache
+            column = cache.columns.get(None)
+            cache.offer(cache.new_column(None, b"") if column is None else column, name, data)
+        return data
 
-    def _key(self, key: str) -> bytes:
-        found = self._cache.find((key,))
-        data = found or _key(key)
-        return data if found == b"" else self._cache.add((key,), data, key)
-
-    def _attribute(self, item: tuple[str, Any], kind: type) -> bytes:
-        """Encode an attribute that is not in the cache's recent generation, its length first."""
-        key, value = item
+    def _attribute(self, key: str, value: Any, kind: type) -> bytes:
+        """Encode an attribute that is not in the cache, its length first."""
         cache = self._cache
-        # b"", not for the cache, unless of these exact types: 0.0 == -0.0, (1,) == (True,), a subclass may be anything.
-        found: bytes | None = b""
-        entry: tuple[Any, Any] = item
-        if type(key) is str:
-            if kind is str:
-                found = cache.find(item)
-            elif kind is int or kind is bool:
-                entry = (item, kind)
-                found = cache.find(entry)
-            if found:
-                return cache.add(entry, found, key, value)
-            data = cache.recent.get((key,)) or self._key(key)
-        else:
-            data = _key(key)
+        column = cache.columns.get(key)
+        if column is None:
+            column = cache.new_column(key, _key(key)) if type(key) is str else _Column(_key(key))
+        head = column.head
         if kind is str:
             text = value.encode("utf-8", "replace")
             size = len(text)
-            data += _STRINGS[size] + text if size < len(_STRINGS) else _delimited(b"\x0a" + _delimited(text))
-        elif kind is int:
-            data += _delimited(_integer(value))
+            data = _STRINGS[size] + text if size < len(_STRINGS) else _delimited(b"\x0a" + _delimited(text))
+        elif kind is not int:
+            return _delimited(head + _delimited(_any_value(value, _ROOM)))
+        elif 0x80 <= value < 0x1_0000:  # ports, status codes
+            data = (_INTEGERS_2 if value < 0x4000 else _INTEGERS_3)[value & 0x7F] + _VARINTS[value >> 7]
         else:
-            data += _delimited(_any_value(value, _ROOM))
-        data = _delimited(data)
-        return data if found == b"" else cache.add(entry, data, key, value)
+            data = _delimited(_integer(value))
+        size = len(head) + len(data)
+        data = (_VARINTS[size] if size < len(_VARINTS) else _varint(size)) + head + data
+        column.misses = misses = column.misses + 1
+        if misses < _MANY_MISSES or misses % _MANY_MISSES_TRIED == 0:
+            cache.offer(column, value, data)
+        return data
 
     def assemble(self, spans: Sequence[EncodedSpan]) -> bytes:
         """Join spans to one ``ExportTraceServiceRequest``, grouped by scope, in their order within a scope."""
@@ -419,6 +417,19 @@ def _delimited(data: bytes) -> bytes:
     return (_VARINTS[size] if size < len(_VARINTS) else _varint(size)) + data
 
 
+def _ends(flags: int) -> tuple[tuple[bytes, ...], ...]:
+    """Return kind = 6, flags = 16 and status = 15 by SpanKind and StatusCode; at the end of each kind: no status."""
+    statuses = (b"\x7a\x00", b"\x7a\x02\x18\x01", b"\x7a\x02\x18\x02", b"")  # an empty one is sent, too
+    kinds = (b"\x30" + _varint(kind + 1) + b"\x85\x01" + flags.to_bytes(4, "little") for kind in range(5))
+    return tuple(tuple(kind + status for status in statuses) for kind in kinds)
+
+
+_ENDS_LOCAL: Final = _ends(_LOCAL)
+_ENDS_REMOTE: Final = _ends(_REMOTE)
 _VARINTS: Final = tuple(map(_varint, range(512)))
+_SPANS: Final = tuple(b"\x12" + _varint(size) for size in range(1024))
+# What goes before the rest of an integer's varint that is an attribute's value, by its lowest 7 bits.
+_INTEGERS_2: Final = tuple(bytes((3, 0x18, number | 0x80)) for number in range(0x80))
+_INTEGERS_3: Final = tuple(bytes((4, 0x18, number | 0x80)) for number in range(0x80))
 # What goes before a string of so many bytes that is an attribute's value: AnyValue's length, tag, the string's length.
 _STRINGS: Final = tuple(_varint(1 + len(size) + number) + b"\x0a" + size for number, size in enumerate(_VARINTS))

@@ -135,12 +135,12 @@ class Sender:
             self._unencodable.add()
             log.debug("a span cannot be encoded", exc_info=True)
             return
-        if len(encoded.data) > BATCH_BYTES:
+        if len(encoded[1]) > BATCH_BYTES:
             self._too_large.add()
             return
         self._queue.append(encoded)
         # Approximate when threads meet here; the sender sets it right with each batch.
-        self._queued_bytes += len(encoded.data)
+        self._queued_bytes += len(encoded[1])
         if len(self._queue) >= self._settings.max_export_batch_size or self._queued_bytes >= BATCH_BYTES:
             self._wake_once()
 
@@ -249,11 +249,11 @@ class Sender:
         """Take the oldest spans, as many as one request may hold."""
         batch: list[EncodedSpan] = []
         room = BATCH_BYTES
-        while self._queue and len(batch) < size and len(self._queue[0].data) <= room:
+        while self._queue and len(batch) < size and len(self._queue[0][1]) <= room:
             span = self._queue.popleft()
-            room -= len(span.data)
+            room -= len(span[1])
             batch.append(span)
-        self._queued_bytes = sum(len(span.data) for span in list(self._queue))
+        self._queued_bytes = sum(len(span[1]) for span in list(self._queue))
         return batch
 
     def _deliver(self, batch: list[EncodedSpan], deadline: float) -> bool:
