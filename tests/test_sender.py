@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from fault_server import FaultServer, Step, accepted, never, refused, reset
@@ -154,6 +155,23 @@ def test_a_remainder_in_the_count_of_bytes_does_not_shut_the_queue(worker: Make)
         while not process.sender.counts().delivered:
             process.work(1)
             assert process.sender.flush(DEADLINE)
+
+
+def test_a_dead_endpoint_never_costs_more_memory_than_the_bound(worker: Make, closed_port: int) -> None:
+    process = worker(f"http://127.0.0.1:{closed_port}/v1/traces", OTEL_BSP_SCHEDULE_DELAY="10")
+
+    def has_attempted(number: int) -> bool:
+        return process.sender.counts().attempts >= number
+
+    for attempts in range(1, 31):
+        # Between two attempts, each of which takes a batch from the queue and puts it back.
+        process.work(1, text="x" * 1_000_000)
+        process.wait_until(partial(has_attempted, attempts))
+    process.work(10, text="x" * 1_000_000)
+    counts = process.sender.counts()
+    # A batch of three that is under way at this moment makes room for as many.
+    assert QUEUE_BYTES // 1_000_000 <= counts.queued <= QUEUE_BYTES // 1_000_000 + 4
+    assert counts.lost == {"queue full": 40 - counts.queued}
 
 
 def test_a_far_end_that_comes_back_gets_every_span_once(worker: Make) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
-from opentelemetry.trace import Link, SpanKind
+from opentelemetry.trace import Link, SpanKind, TraceFlags
 
 from mackerel_otel_server.log import log
 from mackerel_otel_server.pipeline.encoder import Encoder
@@ -39,7 +39,8 @@ class Pipeline:
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue a sampled span."""
-        if not (span.context and span.context.trace_flags.sampled):
+        context = span.context
+        if context is None or not context.trace_flags & TraceFlags.SAMPLED:
             return
         if self._omitted:
             span = _without(span, self._omitted)
@@ -93,11 +94,12 @@ class ForkAwareSpanProcessor(SpanProcessor):
         self._can_tell = True
         self._lock = threading.Lock()
         # Not for uWSGI, which runs no handlers at a fork: its master starts no pipeline.
-        os.register_at_fork(after_in_child=self._forget_lock)
+        os.register_at_fork(after_in_child=self._forget_parent)
 
-    def _forget_lock(self) -> None:
+    def _forget_parent(self) -> None:
         # Another thread of the parent may have held it.
         self._lock = threading.Lock()
+        self._pipeline = None
 
     def pipeline(self) -> Pipeline:
         """Return this process's pipeline, made at the first call in each process."""
@@ -135,10 +137,12 @@ class ForkAwareSpanProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the span, unless another process began it or it is a client span that nothing asked for."""
-        pipeline = self.existing_pipeline()
-        if pipeline is None or (self._can_tell and span.resource is not pipeline.resource):
+        # Without a look at the pid, which is a system call: what a worker of uWSGI, where no handler runs at the fork,
+        # put into its copy of the master's queue would stay there.
+        pipeline = self._pipeline
+        if pipeline is None or (span.resource is not pipeline.resource and self._can_tell):
             return
-        if span.kind is SpanKind.CLIENT and span.parent is None:
+        if span.parent is None and span.kind is SpanKind.CLIENT:
             # Start-up queries and migrations: spans are billed, and no request is behind these.
             return
         pipeline.on_end(span)

@@ -64,16 +64,13 @@ class _Count:
     """A counter for several threads and for signal handlers: next() is one step of the interpreter, += is not."""
 
     def __init__(self) -> None:
-        self._count = itertools.count()
+        self.add: Final = itertools.count().__next__
         self._asked = 0
         self._asking = threading.RLock()
 
-    def add(self) -> None:
-        next(self._count)
-
     def value(self) -> int:
         with self._asking:
-            value = next(self._count) - self._asked
+            value = self.add() - self._asked
             self._asked += 1
             return value
 
@@ -93,6 +90,8 @@ class Sender:
             new_api_key: Reads the API key again, after the endpoint has refused the one in use.
         """
         self._settings = settings
+        self._queue_size = settings.max_queue_size
+        self._batch_size = settings.max_export_batch_size
         self._encoder = encoder
         self._exporter = exporter
         self._new_api_key = new_api_key
@@ -120,11 +119,10 @@ class Sender:
     def put(self, span: ReadableSpan) -> None:
         """Encode and queue a finished span, in the thread that ended it. Never waits, never raises."""
         self._finished.add()
-        dropping = self._dropping
-        if dropping is not None:
+        if (dropping := self._dropping) is not None:
             dropping.add()
             return
-        if len(self._queue) >= self._settings.max_queue_size or self._queued_bytes >= QUEUE_BYTES:
+        if len(self._queue) >= self._queue_size or self._queued_bytes >= QUEUE_BYTES:
             # The newest: what is queued may be on its way already.
             self._full.add()
             self._wake_once()
@@ -135,13 +133,14 @@ class Sender:
             self._unencodable.add()
             log.debug("a span cannot be encoded", exc_info=True)
             return
-        if len(encoded[1]) > BATCH_BYTES:
+        size = len(encoded[1])
+        if size > BATCH_BYTES:
             self._too_large.add()
             return
         self._queue.append(encoded)
-        # Approximate when threads meet here; the sender sets it right with each batch.
-        self._queued_bytes += len(encoded[1])
-        if len(self._queue) >= self._settings.max_export_batch_size or self._queued_bytes >= BATCH_BYTES:
+        # Approximate when threads meet here; the sender sets it right when it has caught up.
+        self._queued_bytes += size
+        if len(self._queue) >= self._batch_size or self._queued_bytes >= BATCH_BYTES:
             self._wake_once()
 
     def flush(self, timeout: float) -> bool:
@@ -230,7 +229,7 @@ class Sender:
             log.exception("the sender of spans goes on after an error of its own")
 
     def _send(self, *, drain: bool) -> None:
-        size = self._settings.max_export_batch_size
+        size = self._batch_size
         if not self._queue:
             # Threads that met in put() may have left a remainder, which would count as a full queue for ever.
             self._queued_bytes = 0
@@ -247,13 +246,17 @@ class Sender:
 
     def _take(self, size: int) -> list[EncodedSpan]:
         """Take the oldest spans, as many as one request may hold."""
+        queue = self._queue
         batch: list[EncodedSpan] = []
-        room = BATCH_BYTES
-        while self._queue and len(batch) < size and len(self._queue[0][1]) <= room:
-            span = self._queue.popleft()
-            room -= len(span[1])
-            batch.append(span)
-        self._queued_bytes = sum(len(span[1]) for span in list(self._queue))
+        taken = 0
+        while queue and len(batch) < size:
+            taken += len(queue[0][1])
+            if taken > BATCH_BYTES:
+                break
+            batch.append(queue.popleft())
+        # Not always exactly: a queue of many batches would be counted with each of them.
+        backlog = len(queue) >= size
+        self._queued_bytes = self._queued_bytes - _bytes(batch) if backlog else _bytes(list(queue))
         return batch
 
     def _deliver(self, batch: list[EncodedSpan], deadline: float) -> bool:
@@ -270,6 +273,7 @@ class Sender:
         reason = "unconfirmed" if answer.unconfirmed else _reason(answer.cause)
         if answer.keep:
             self._queue.extendleft(reversed(batch))
+            self._queued_bytes += _bytes(batch)
             self._paused_until = time.monotonic() + answer.pause
             return False
         self._lost[reason] += left
@@ -291,6 +295,10 @@ class Sender:
             taken.append(self._queue.popleft())
         self._queued_bytes = 0
         return taken
+
+
+def _bytes(spans: list[EncodedSpan]) -> int:
+    return sum([len(data) for _, data in spans])
 
 
 def _reason(cause: Cause) -> str:
