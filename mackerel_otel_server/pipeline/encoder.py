@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from opentelemetry.exporter.otlp.proto.common import __version__ as library_version
+from opentelemetry.sdk.version import __version__ as sdk_version
 from opentelemetry.trace import DEFAULT_TRACE_STATE
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import Link, SpanContext
 
-_LIBRARY: Final = tuple(int(number) for number in library_version.split(".")[:2])
-_SCOPES_ARE_COMPLETE: Final = _LIBRARY >= (1, 31)  # open-telemetry/opentelemetry-python#4359
-_NONE_IS_A_VALUE: Final = _LIBRARY >= (1, 43)  # open-telemetry/opentelemetry-python#5305
+# What the library has sent since these versions. It is released with the SDK, and need not be installed.
+_SDK: Final = tuple(int(number) for number in sdk_version.split(".")[:2])
+_SCOPES_ARE_COMPLETE: Final = _SDK >= (1, 31)  # open-telemetry/opentelemetry-python#4359
+_NONE_IS_A_VALUE: Final = _SDK >= (1, 43)  # open-telemetry/opentelemetry-python#5305
 
 # Protobuf's readers refuse a request with messages nested more than 100 deep; an event attribute's value is the 6th.
 _ROOM: Final = 100 - 6
