@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from google.rpc.status_pb2 import Status
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from typing_extensions import Self
 
 PROTOBUF = "application/x-protobuf"
@@ -100,7 +103,7 @@ def no_http(_: FaultServer, sock: socket.socket) -> None:
 
 
 class FaultServer:
-    """Serve while the ``with`` block runs.
+    """Serve while the ``with`` block runs; before it, the port is taken and refuses connections.
 
     Args:
         steps: One per request; the last is repeated.
@@ -125,7 +128,8 @@ class FaultServer:
         self._context = context
         self._greet = greet
         self._tunnel = tunnel
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -135,7 +139,21 @@ class FaultServer:
         scheme, host = ("https", "localhost") if self._context else ("http", "127.0.0.1")
         return f"{scheme}://{host}:{self.port}/v1/traces"
 
+    @property
+    def span_ids(self) -> list[bytes]:
+        """The spans of all requests that were read to their end, whatever was answered."""
+        with self.changed:
+            bodies = [request.data for request in self.requests]
+        return [
+            span.span_id
+            for body in bodies
+            for resource_spans in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope_spans in resource_spans.scope_spans
+            for span in scope_spans.spans
+        ]
+
     def __enter__(self) -> Self:
+        self._listener.listen()
         self._run(self._accept)
         return self
 
