@@ -21,7 +21,7 @@ from mackerel_otel_server.cli.receiver import Receiver
 from mackerel_otel_server.pipeline import answer
 from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.pipeline.exporter import Exporter
-from mackerel_otel_server.pipeline.sender import BATCH_BYTES, QUEUE_BYTES, Sender
+from mackerel_otel_server.pipeline.sender import AFTER_A_FAILURE, BATCH_BYTES, QUEUE_BYTES, Sender
 from mackerel_otel_server.settings import read
 
 DEADLINE = 20.0
@@ -234,6 +234,22 @@ def test_stop_is_short_where_the_last_attempt_has_failed(worker: Make, closed_po
     assert not process.sender.stop(10)
     assert time.monotonic() - began < 0.5 + 0.5
     assert process.sender.counts().queued == 5
+
+
+def late(server: FaultServer, sock: socket.socket) -> None:
+    server.stopping.wait(2 * AFTER_A_FAILURE)
+    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_an_answer_that_took_spans_and_said_more_makes_no_stop_short(worker: Make) -> None:
+    with FaultServer(accepted(1, "too old"), Step(act=late)) as server:
+        process = worker(server.url)
+        process.work(2)
+        process.wait_until(lambda: not process.sender.counts().queued)
+        process.work(5)
+        process.sender.stop(DEADLINE)
+        counts = process.sender.counts()
+    assert (counts.delivered, counts.lost) == (6, {"rejected by the endpoint": 1})
 
 
 def test_the_counts_add_up_at_any_moment_whatever_the_far_end_does(worker: Make) -> None:

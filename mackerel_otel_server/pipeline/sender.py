@@ -262,7 +262,8 @@ class Sender:
     def _deliver(self, batch: list[EncodedSpan], deadline: float) -> bool:
         """Send one batch; return whether to go on with the next."""
         answer = self._exporter.export(self._encoder.assemble(batch), len(batch), deadline)
-        self._last_failed = answer.cause is not None
+        # Spans that were taken are no failure, whatever else the answer said.
+        self._last_failed = answer.cause is not None and not answer.accepted
         self._delivered += answer.accepted
         self._answered += answer.accepted > 0
         if answer.rejected:
