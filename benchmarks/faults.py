@@ -4,9 +4,9 @@
     python benchmarks/faults.py --rounds 3
 
 Prints Markdown: latency of a steady load, and its p99 against those of the untouched server and of a healthy far end in
-the same round; memory after one third of the load and at its end (the queue has been filled before), and what became of the spans, as the worker said at its
-end. One sync worker, a WSGI callable of no framework. Not a test: it fails only when the counts of a case do not add
-up, or a request was not answered. Linux only.
+the same round; memory after one third of the load and at its end, where the queue was filled before; what became of
+the spans, as the worker said at its end. One sync worker, a WSGI callable of no framework. Not a test: it fails only
+when the counts of a case do not add up, or a request was not answered. Linux only.
 """
 
 from __future__ import annotations
@@ -157,9 +157,7 @@ def _far_ends(name: str, stack: ExitStack) -> tuple[FaultServer, FaultServer]:
 
 def _table(samples: dict[str, list[Sample]]) -> list[str]:
     """Return medians over the rounds; the counts are the last round's, and add up in all or not."""
-    head = (
-        "far end|p50, ms|p99, ms|p99 / untouched|PSS at 1/3, MB|PSS at end, MB|finished|delivered|lost|queued|adds up"
-    )
+    head = "far end|p50, ms|p99, ms|/ untouched|/ healthy|PSS at 1/3|at end, MB|finished|delivered|lost|queued|adds up"
     lines = [head.split("|"), ["---", *["---:"] * 8, "---", "---:", "---"]]
     for name in FAULTS:
         rounds = samples[name]

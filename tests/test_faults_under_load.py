@@ -273,6 +273,16 @@ def test_a_200_delivers_whatever_comes_after_it(servers: Servers, far_end: Make,
     assert "answered 200 with something that is no OTLP answer" in said
 
 
+def test_a_200_whose_body_drips_delivers_as_fast_as_its_limit_allows(servers: Servers, far_end: Make) -> None:
+    with far_end(Step(act=far.drip_body)) as server:
+        outcome = servers.outcome(server, lambda: len(server.requests) > 2)
+    assert outcome.arrived - BATCH <= outcome.sent <= outcome.arrived
+    assert outcome.arrived_again == 0
+    assert set(outcome.lost) == {"queue full", "not sent in time"}
+    (said,) = outcome.said
+    assert "answered 200 with something that is no OTLP answer" in said
+
+
 def test_what_a_partial_success_rejects_is_counted(servers: Servers, far_end: Make) -> None:
     with far_end(accepted(1, f"too old for {KEY}")) as server:
         outcome = servers.outcome(server, lambda: server.requests, room=PLENTY)
