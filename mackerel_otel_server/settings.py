@@ -129,6 +129,21 @@ def set_semconv_default() -> None:
         os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = "http,database"
 
 
+def semantic_conventions(signal: str) -> str:
+    """Return which attributes the spans of a signal have, ``new``, ``old`` or ``both``.
+
+    ``OTEL_SEMCONV_STABILITY_OPT_IN`` as in https://opentelemetry.io/docs/specs/semconv/db/: ``database`` stands for
+    the new ones, ``database/dup`` for both and goes first.
+
+    Args:
+        signal: ``database`` or ``http``.
+    """
+    values = [value.strip() for value in os.environ.get("OTEL_SEMCONV_STABILITY_OPT_IN", "").split(",")]
+    if f"{signal}/dup" in values:
+        return "both"
+    return "new" if signal in values else "old"
+
+
 def is_disabled() -> bool:
     """Tell whether ``OTEL_SDK_DISABLED`` switches tracing off; a value that is no boolean is an error of read()."""
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"

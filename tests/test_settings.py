@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from mackerel_otel_server.http_options import HttpOptions
-from mackerel_otel_server.settings import MACKEREL_ENDPOINT, Arguments, Settings, SettingsError, read
+from mackerel_otel_server.settings import (
+    MACKEREL_ENDPOINT,
+    Arguments,
+    Settings,
+    SettingsError,
+    read,
+    semantic_conventions,
+)
 
 KEY = {"MACKEREL_APIKEY": "the-key", "OTEL_SERVICE_NAME": "shop"}
 COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -238,3 +245,23 @@ def test_otel_service_name_goes_before_the_resource_attributes_and_arguments_bef
     environ = {**KEY, "OTEL_RESOURCE_ATTRIBUTES": "service.name=other,service.version=%31"}
     assert read(environ).resource_attributes == {"service.name": "shop", "service.version": "1"}
     assert read(environ, Arguments(service_name="cart")).service_name == "cart"
+
+
+@pytest.mark.parametrize(
+    ("value", "mode"),
+    [
+        ("http,database", "new"),
+        ("database", "new"),
+        (" database , http/dup", "new"),
+        ("database/dup", "both"),
+        ("database,database/dup", "both"),
+        ("http", "old"),
+        ("Database", "old"),
+        ("", "old"),
+    ],
+)
+def test_the_semantic_conventions_are_chosen_as_in_opentelemetry(
+    monkeypatch: pytest.MonkeyPatch, value: str, mode: str
+) -> None:
+    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", value)
+    assert semantic_conventions("database") == mode
