@@ -22,12 +22,18 @@ _MODULES = {
     "psycopg2": "psycopg2",
     "psycopg": "psycopg",
     "sqlite3": "sqlite3",
+    "pyodbc": "pyodbc",
+    "duckdb": "duckdb",
 }
+
+_SQLALCHEMY = "opentelemetry.instrumentation.sqlalchemy"
 
 _registered: set[str] = set()
 
 
-def register(disabled: Callable[[], Container[str]] = tuple) -> None:
+def register(
+    disabled: Callable[[], Container[str]] = tuple, semantic_conventions: Callable[[], str] = lambda: "new"
+) -> None:
     """Trace every DB-API driver that the application has imported or is going to import.
 
     Imports no driver, starts nothing, and may be called before a fork and more than once. No span is made before
@@ -36,14 +42,21 @@ def register(disabled: Callable[[], Container[str]] = tuple) -> None:
     Args:
         disabled: Returns names as in ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS``, ``*`` for all. Asked when a driver is
             imported: Gunicorn's ``raw_env`` comes later than this call.
+        semantic_conventions: Returns which attributes the spans have, ``new``, ``old`` or ``both``. Asked at the same
+            time.
     """
     for name, module in _MODULES.items():
         if name not in _registered:
             _registered.add(name)
-            register_post_import_hook(functools.partial(_trace, name, disabled), module)
+            register_post_import_hook(functools.partial(_trace, name, disabled, semantic_conventions), module)
+    if _SQLALCHEMY not in _registered:
+        _registered.add(_SQLALCHEMY)
+        register_post_import_hook(_step_aside_for_sqlalchemy, _SQLALCHEMY)
 
 
-def _trace(name: str, disabled: Callable[[], Container[str]], module: Any) -> None:
+def _trace(
+    name: str, disabled: Callable[[], Container[str]], semantic_conventions: Callable[[], str], module: Any
+) -> None:
     """Trace one driver that has just been imported. Never raises: the import is the application's."""
     try:
         names = disabled()
@@ -51,9 +64,10 @@ def _trace(name: str, disabled: Callable[[], Container[str]], module: Any) -> No
             return
         if _apply_own_instrumentation(name, module):
             return
-        # Here, not above: it brings opentelemetry.instrumentation.dbapi along, which only a driver needs.
-        from mackerel_otel_server.tracing import drivers
+        # Here, not above: only a driver needs them.
+        from mackerel_otel_server.tracing import drivers, queries
 
+        queries.use_conventions(semantic_conventions())
         for part, patch in drivers.PATCHES[name].items():
             register_post_import_hook(functools.partial(_patch, patch), part)
     except Exception as error:
@@ -96,3 +110,24 @@ def _apply_own_instrumentation(name: str, module: Any) -> bool:
             cause,
         )
     return False
+
+
+def _step_aside_for_sqlalchemy(module: Any) -> None:
+    """Leave the queries of SQLAlchemy to its own instrumentation, once that is there. Never raises, as above.
+
+    It makes its span before the driver is called and does not make it current; ``do_execute`` comes in between.
+    """
+    try:
+        from sqlalchemy import event
+        from sqlalchemy.engine import Engine
+
+        from mackerel_otel_server.tracing import queries
+
+        def do_execute(*arguments: Any) -> None:
+            if (span := getattr(arguments[-1], "_otel_span", None)) is not None:
+                queries.leave_to(span)
+
+        for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+            event.listen(Engine, name, do_execute)
+    except Exception as error:
+        _warn(module, error)

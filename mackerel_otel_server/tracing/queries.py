@@ -1,31 +1,44 @@
-"""One query, one CLIENT span: what a driver's execute() does while a request is traced."""
+"""One query, one CLIENT span: what a driver's execute() does while a request is traced.
+
+Attributes, names and errors are those of https://opentelemetry.io/docs/specs/semconv/database/database-spans/.
+"""
 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextvars import ContextVar, Token
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from opentelemetry import trace
-from opentelemetry.instrumentation.dbapi import CursorTracer, DatabaseApiIntegration
+from opentelemetry import context, trace
+from opentelemetry.trace import Span, SpanKind, StatusCode, TraceFlags, Tracer
 
+from mackerel_otel_server import __version__
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from mackerel_otel_server.tracing.failures import describe
+from mackerel_otel_server.tracing.statements import operation_of, text_of
 
 Method = Callable[..., Any]
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+"""The arguments of a cursor's method."""
+QueryOf = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+"""Finds the query among them."""
+Constants = dict[str, str | int]
+
+_SAMPLED = TraceFlags.SAMPLED
+_NEW = ("db.system.name", "db.namespace", "server.address", "server.port", "db.query.text", "db.operation.name")
+_OLD = ("db.system", "db.name", "net.peer.name", "net.peer.port", "db.statement", "db.operation")
 
 
 class Place(NamedTuple):
-    """Where a connection leads to, under the names that ``DatabaseApiIntegration`` looks for."""
+    """Where a connection leads to."""
 
     system: str
-    database: str | None = None
+    namespace: str | None = None
     host: str | None = None
     port: int | None = None
 
@@ -33,196 +46,328 @@ class Place(NamedTuple):
 class Driver(NamedTuple):
     """How to learn from a cursor where its queries go, without asking the server."""
 
+    system: str
     connection_of: Callable[[Any], Any]
     place_of: Callable[[Any], Place]
+    calls_back: bool = False
+    """Whether a query can call the application, which may query the same connection: its queries are told apart by
+    their cursors. Elsewhere a second query of a connection that is under way is the driver's own."""
 
 
-def traced(method: Method, driver: Driver) -> Method:
-    """Make a span of each call of a cursor's ``execute``, ``executemany``, ``executescript`` or ``callproc``.
+_QUERY_NAMES = ("query", "operation", "sql", "statement", "procname")
 
-    No parent, no span: outside of a trace, and in a process that does not trace, the driver's method is called at once.
+
+def given_query(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the query among the arguments of a cursor's method."""
+    if args:
+        return args[0]
+    return next((kwargs[name] for name in _QUERY_NAMES if name in kwargs), "")
+
+
+def traced(method: Method, driver: Driver, query_of: QueryOf = given_query) -> Method:
+    """Make a span of each call of a cursor's method: a function, a coroutine function or a generator of either kind.
+
+    No parent, no span: outside of a sampled trace, and in a process that does not trace, the driver's method is called
+    at once.
+
+    Args:
+        method: Its first argument is the cursor.
+        driver: Whose method it is.
+        query_of: Finds the query in the method's other arguments.
     """
+    if method.__name__ == "callproc":
+        query_of = _called
+    if inspect.isasyncgenfunction(method):
+        return _traced_async_generator(method, driver, query_of)
+    if inspect.isgeneratorfunction(method):
+        return _traced_generator(method, driver, query_of)
+    if inspect.iscoroutinefunction(method):
+        return _traced_coroutine(method, driver, query_of)
 
     @functools.wraps(method)
     def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not gate.active or not trace.get_current_span().get_span_context().is_valid:
+        parent = _parent()
+        query = None if parent is None else _begin(parent, driver, self, query_of, (args, kwargs))
+        if query is None:
             return method(self, *args, **kwargs)
-        return _in_span(method, driver, self, args, kwargs)
+        query.run()
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException as error:
+            query.failed(error)
+            raise
+        finally:
+            query.end()
 
     return execute
 
 
-class _Running:
-    """A query on its way. Cleared at its end, because a thread or greenlet started meanwhile has copied the context."""
+def traced_manager(method: Method, driver: Driver, *, asynchronous: bool) -> Method:
+    """Make a span of each use of a context manager that a cursor's method returns, from entering to leaving it."""
+    if asynchronous:
 
-    __slots__ = ("connection",)
+        @functools.wraps(method)
+        @asynccontextmanager
+        async def async_manager(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            with _lasting(driver, self, given_query, (args, kwargs)):
+                async with method(self, *args, **kwargs) as entered:
+                    yield entered
 
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
+        return async_manager
+
+    @functools.wraps(method)
+    @contextmanager
+    def manager(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with _lasting(driver, self, given_query, (args, kwargs)), method(self, *args, **kwargs) as entered:
+            yield entered
+
+    return manager
 
 
-_running: ContextVar[_Running | None] = ContextVar("mackerel_otel_server_query", default=None)
+def _traced_coroutine(method: Method, driver: Driver, query_of: QueryOf) -> Method:
+    @functools.wraps(method)
+    async def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
+        parent = _parent()
+        query = None if parent is None else _begin(parent, driver, self, query_of, (args, kwargs))
+        if query is None:
+            return await method(self, *args, **kwargs)
+        query.run(current=False)
+        try:
+            return await method(self, *args, **kwargs)
+        except BaseException as error:
+            query.failed(error)
+            raise
+        finally:
+            query.end()
+
+    return execute
 
 
-def _in_span(method: Method, driver: Driver, cursor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call the driver once and pass on what it returns or raises, whatever becomes of the span."""
-    tracer = None
-    text: Any = ""
+def _traced_generator(method: Method, driver: Driver, query_of: QueryOf) -> Method:
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with _lasting(driver, self, query_of, (args, kwargs)):
+            yield from method(self, *args, **kwargs)
+
+    @functools.wraps(method)
+    def stream(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        return (generate if _parent() else method)(self, *args, **kwargs)
+
+    return stream
+
+
+def _traced_async_generator(method: Method, driver: Driver, query_of: QueryOf) -> Method:
+    async def generate(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        with _lasting(driver, self, query_of, (args, kwargs)):
+            async with aclosing(method(self, *args, **kwargs)) as rows:
+                async for row in rows:
+                    yield row
+
+    @functools.wraps(method)
+    def stream(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        return (generate if _parent() else method)(self, *args, **kwargs)
+
+    return stream
+
+
+@contextmanager
+def _lasting(driver: Driver, cursor: Any, query_of: QueryOf, given: Given) -> Iterator[None]:
+    """Keep a span open while the application works with what the database sends, without making it current there."""
+    parent = _parent()
+    query = None if parent is None else _begin(parent, driver, cursor, query_of, given)
     try:
-        connection = driver.connection_of(cursor)
-        outer = _running.get()
-        # A driver's executemany() or callproc() calls execute(), and a connection runs one statement at a time.
-        if outer is None or outer.connection is not connection:
-            text = _text(_query(args, kwargs), cursor)
-            if method.__name__ == "callproc":
-                text = f"CALL {text}"
-            tracer = _tracer(connection, driver)
-    except Exception:
-        log.debug("a query is not traced", exc_info=True)
-    if tracer is None:
-        return method(cursor, *args, **kwargs)
-    return _Query(functools.partial(method, cursor, *args, **kwargs), connection, text).run(tracer, cursor)
+        yield
+    except GeneratorExit:
+        raise  # the application has seen enough
+    except BaseException as error:
+        if query is not None:
+            query.failed(error)
+        raise
+    finally:
+        if query is not None:
+            query.end()
+
+
+def _called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    return f"CALL {given_query(args, kwargs)}"
+
+
+def _parent() -> Span | None:
+    """Return the current span; None outside of a sampled trace, and in a process that does not trace."""
+    if not gate.active:
+        return None
+    span = trace.get_current_span()
+    return span if span.get_span_context().trace_flags & _SAMPLED else None
 
 
 class _Query:
-    """One call of the driver, which a tracer makes inside its span."""
+    """One call of the driver, with its span. Never raises."""
 
-    def __init__(self, call: Callable[[], Any], connection: Any, text: str) -> None:
-        self._call = call
-        self._running = _Running(connection)
-        self._text: Any = text
-        self._sent = False
-        self._answer: Any = None
-        self._error: BaseException | None = None
-        self._traceback: TracebackType | None = None
+    __slots__ = ("_given", "_mark", "_token", "key", "span")
 
-    def run(self, tracer: _Tracer, cursor: Any) -> Any:
+    def __init__(self, span: Span, key: Any, given: Given) -> None:
+        self.span = span
+        self.key = key
+        self._given = given
+        self._mark: Token[_Query | _Covered | None] | None = None
+        self._token: Token[context.Context] | None = None
+
+    def covers(self, key: Any) -> bool:
+        return self.key is key
+
+    def run(self, *, current: bool = True) -> None:
+        """Take over: what the driver calls meanwhile for its own purposes makes no span.
+
+        Args:
+            current: Make the span current. Not in a coroutine, which may be closed in another context than its own.
+        """
+        self._mark = _running.set(self)
+        if current:
+            self._token = context.attach(trace.set_span_in_context(self.span))
+
+    def failed(self, error: BaseException) -> None:
         try:
-            return tracer.traced_execution(cursor, functools.partial(self._send, tracer), self._text)
-        except BaseException as error:
-            if error is not self._error:
-                if not isinstance(error, Exception):
-                    raise
-                # A sampler's or a span processor's: the application gets what the driver said.
-                log.debug("a query's span failed", exc_info=True)
-        if not self._sent:
-            return self._call()
+            args, kwargs = self._given
+            message, stacktrace = describe(error, (args[1:], kwargs))
+            kind = type(error)
+            module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+            self.span.set_attribute("error.type", kind.__qualname__)
+            self.span.set_status(StatusCode.ERROR, f"{kind.__qualname__}: {message}")
+            self.span.add_event(
+                "exception",
+                {
+                    "exception.type": module + kind.__qualname__,
+                    "exception.message": message,
+                    "exception.stacktrace": stacktrace,
+                },
+            )
+        except Exception:
+            log.debug("an error of a query is not recorded", exc_info=True)
+
+    def end(self) -> None:
+        # A thread or greenlet that was started meanwhile has copied the context.
+        self.key = self._given = _NOTHING
         try:
-            if self._error is not None:
-                # Without the frames in between: the library's refers to the error, and the error to the frame, so that
-                # cursor and connection would live until the next garbage collection.
-                raise self._error.with_traceback(self._traceback)
-            return self._answer
-        finally:
-            self._error = self._traceback = None
-
-    def _send(self, tracer: _Tracer, _text: str) -> Any:
-        span = trace.get_current_span()
-        if span.is_recording():
-            tracer.complete(span, self._text)
-        token = _running.set(self._running)
-        self._sent = True
+            if self._token is not None:
+                context.detach(self._token)
+            if self._mark is not None:
+                _running.reset(self._mark)
+        except ValueError:  # closed in another context, whose own value stays
+            pass
         try:
-            self._answer = self._call()
-        except BaseException as error:
-            self._error, self._traceback = error, error.__traceback__ and error.__traceback__.tb_next
-            span.set_attribute("error.type", type(error).__qualname__)
-            raise
-        finally:
-            self._running.connection = None
-            _running.reset(token)
-        return self._answer
+            self.span.end()
+        except Exception:
+            log.debug("a query's span did not end", exc_info=True)
 
 
-# White space, opening parentheses and comments, then the first word. It reads the beginning only: split() would copy
-# a text of megabytes.
-_OPERATION = re.compile(r"(?:[\s(]|/\*.*?\*/|--[^\n]*\n)*([A-Za-z]\w*)?", re.DOTALL)
+class _Covered:
+    """A statement that SQLAlchemy's own instrumentation has made a span of, which ends with the statement."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def covers(self, key: Any) -> bool:  # noqa: ARG002
+        return self._span.is_recording()
 
 
-class _Tracer(CursorTracer[Any]):
-    """The library's tracer, one per place instead of one per cursor, and sure not to raise on any text."""
-
-    def __init__(self, place: Place, provider: trace.TracerProvider) -> None:
-        integration = DatabaseApiIntegration(__name__, place.system, tracer_provider=provider)
-        integration.get_connection_attributes(place)
-        super().__init__(integration)
-        # The library names no operation, and before 0.63b0 knows the old conventions only. Mackerel's database list
-        # wants db.query.text, so an older one's spans carry both names.
-        mode = getattr(integration, "_sem_conv_opt_in_mode_db", None)
-        self._names_operation = mode is None or str(mode.value).startswith("database")
-        self._adds_all = mode is None
-        constant = {
-            "db.system.name": place.system,
-            "db.namespace": place.database,
-            "server.address": place.host,
-            "server.port": place.port,
-        }
-        self._constant: dict[str, str | int] = {name: value for name, value in constant.items() if value}
-
-    def get_operation_name(self, cursor: Any, args: Any) -> str:  # noqa: ARG002
-        """Name the span after the first word; the library's own raises on a text that is only white space."""
-        return _operation(args[0])
-
-    def complete(self, span: trace.Span, text: str) -> None:
-        """Set what the installed version of the library does not set itself."""
-        if self._names_operation and (operation := _operation(text)):
-            span.set_attribute("db.operation.name", operation)
-        if self._adds_all:
-            span.set_attributes({**self._constant, "db.query.text": text})
+_NOTHING: Any = object()
+_running: ContextVar[_Query | _Covered | None] = ContextVar("mackerel_otel_server_query", default=None)
 
 
-def _operation(text: str) -> str:
-    found = _OPERATION.match(text)
-    return (found and found.group(1)) or ""
+def leave_to(span: Span) -> None:
+    """Make no span of a query in this context while the given one, which stands for it, is open."""
+    _running.set(_Covered(span))
 
 
-# With the provider: a process that was forked later may have one of its own.
-_tracers: WeakKeyDictionary[Any, tuple[trace.TracerProvider, _Tracer]] = WeakKeyDictionary()
-
-
-def _tracer(connection: Any, driver: Driver) -> _Tracer:
-    provider = trace.get_tracer_provider()
+def _begin(parent: Span, driver: Driver, cursor: Any, query_of: QueryOf, given: Given) -> _Query | None:
+    """Start the span of a query; None where another one stands for it, or where that fails."""
     try:
-        known = _tracers.get(connection)
-        if known is None or known[0] is not provider:
-            known = _tracers[connection] = provider, _tracer_of(driver.place_of(connection), provider)
-        return known[1]
+        connection = driver.connection_of(cursor)
+        key = cursor if driver.calls_back else connection
+        running = _running.get()
+        if running is not None and running.covers(key):
+            return None
+        if getattr(parent, "kind", None) is SpanKind.CLIENT and _is_others_query(parent):
+            return None
+        text = text_of(query_of(*given), cursor)
+        operation = operation_of(text)
+        attributes = _constants(connection, driver).copy()
+        for name in _text_names:
+            attributes[name] = text
+        if operation:
+            for name in _operation_names:
+                attributes[name] = operation
+        span = _get_tracer().start_span(operation or driver.system, kind=SpanKind.CLIENT, attributes=attributes)
+        return _Query(span, key, given)
+    except Exception:
+        log.debug("a query is not traced", exc_info=True)
+        return None
+
+
+def _is_others_query(span: Any) -> bool:
+    """Tell whether a span is that of another instrumentation of the same driver, and not of a query that called us."""
+    attributes = getattr(span, "attributes", None) or {}
+    scope = getattr(span, "instrumentation_scope", None)
+    return ("db.system.name" in attributes or "db.system" in attributes) and getattr(scope, "name", "") != __name__
+
+
+_place_names: tuple[tuple[str, ...], ...] = ()
+_text_names: tuple[str, ...] = ()
+_operation_names: tuple[str, ...] = ()
+
+
+def use_conventions(mode: str) -> None:
+    """Choose the names of the attributes of all queries to come on connections to come.
+
+    Args:
+        mode: ``new``, ``old`` or ``both``; see settings.semantic_conventions().
+    """
+    global _place_names, _text_names, _operation_names
+    names = {"new": (_NEW,), "old": (_OLD,), "both": (_NEW, _OLD)}[mode]
+    _place_names = tuple(name[:4] for name in names)
+    _text_names = tuple(name[4] for name in names)
+    _operation_names = tuple(name[5] for name in names)
+
+
+use_conventions("new")
+
+_KEPT = "_mackerel_otel_attributes"
+_constants_of_others: WeakKeyDictionary[Any, Constants] = WeakKeyDictionary()
+
+
+def _constants(connection: Any, driver: Driver) -> Constants:
+    """Return what all spans of a connection have in common, kept in the connection or, where that cannot be, beside."""
+    known: Constants | None = getattr(connection, _KEPT, None)
+    if known is not None:
+        return known
+    try:
+        known = _constants_of_others.get(connection)
     except TypeError:  # cannot be referenced weakly, or a subclass with an __eq__ of its own has no hash
-        return _tracer_of(driver.place_of(connection), provider)
+        known = None
+    if known is not None:
+        return known
+    try:
+        place = driver.place_of(connection)
+    except Exception:  # closed, or a release with other attributes: the query is worth a span all the same
+        log.debug("a connection does not say where it leads to", exc_info=True)
+        return _attributes_of(Place(driver.system))
+    known = _attributes_of(place)
+    try:
+        setattr(connection, _KEPT, known)
+    except (AttributeError, TypeError):
+        try:
+            _constants_of_others[connection] = known
+        except TypeError:
+            log.debug("%s is asked with each query where it leads to", type(connection))
+    return known
 
 
-@functools.lru_cache(maxsize=256)
-def _tracer_of(place: Place, provider: trace.TracerProvider) -> _Tracer:
-    return _Tracer(place, provider)
+def _attributes_of(place: Place) -> Constants:
+    return {name: value for names in _place_names for name, value in zip(names, place, strict=True) if value}
 
 
-def _query(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if args:
-        return args[0]
-    return next((kwargs[name] for name in ("query", "operation", "procname") if name in kwargs), "")
-
-
-def _text(query: Any, cursor: Any) -> str:
-    """Return the query as the application wrote it, never with a parameter's value."""
-    if isinstance(query, str):
-        return query
-    if isinstance(query, bytes | bytearray):
-        return query.decode("utf-8", "replace")
-    if hasattr(query, "as_string"):
-        return "".join(_composed(query, cursor))
-    if hasattr(query, "interpolations"):  # string.templatelib.Template, Python 3.14
-        names = [f"{{{interpolation.expression}}}" for interpolation in query.interpolations]
-        return "".join(a + b for a, b in zip(query.strings, [*names, ""], strict=True))
-    return ""
-
-
-def _composed(query: Any, cursor: Any) -> Iterator[str]:
-    """Render a ``psycopg2.sql`` or ``psycopg.sql`` object, with a placeholder for each literal."""
-    kinds = {cls.__name__ for cls in type(query).__mro__}
-    if "Composed" in kinds:
-        for part in query:
-            yield from _composed(part, cursor)
-    elif kinds & {"SQL", "Identifier", "Placeholder"}:
-        yield str(query.as_string(cursor))
-    else:
-        yield "%s"
+@functools.cache
+def _get_tracer() -> Tracer:
+    """Return the tracer: a process has one provider, set before its first query is traced, and inherited by a fork."""
+    return trace.get_tracer(__name__, __version__)

@@ -1,0 +1,94 @@
+"""duckdb: ``execute()`` and ``executemany()`` of a connection and of the module.
+
+What cannot be traced: a relation (``sql()``, ``query()``, ``table()`` …) is no query yet; it runs, in the library, each
+time that it is read. And who has done ``from duckdb import execute`` before us holds a function that is written in C.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from mackerel_otel_server.tracing.drivers.patching import file_name
+from mackerel_otel_server.tracing.queries import Driver, Place, traced
+
+_METHODS = ("execute", "executemany")
+_names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""Connections take no attribute."""
+
+
+def duckdb(module: Any) -> None:
+    """Patch the class of the connections in place, and the functions of the module."""
+    connection_class = module.DuckDBPyConnection
+    for name in _METHODS:
+        method = traced(_as_from(getattr(connection_class, name), itemgetter(slice(None))), _DRIVER)
+        setattr(connection_class, name, method)
+        setattr(module, name, _of_module(module, getattr(module, name)))
+    for name in ("cursor", "duplicate"):
+        setattr(connection_class, name, _named_alike(getattr(connection_class, name)))
+    connect = module.connect
+
+    @functools.wraps(connect)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        connection = connect(*args, **kwargs)
+        _names[connection] = file_name(args[0] if args else kwargs.get("database", ":memory:"))
+        return connection
+
+    module.connect = named
+
+
+_DRIVER = Driver("duckdb", lambda connection: connection, lambda connection: Place("duckdb", _names.get(connection)))
+
+
+def _as_from(function: Callable[..., Any], without: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Callable[..., Any]:
+    """Call a function of the library so that it sees the variables of who called the traced function.
+
+    A query may name them as tables (https://duckdb.org/docs/stable/clients/python/data_ingestion), and the library
+    looks at the innermost Python frame only. So ours has the same variables.
+
+    Args:
+        function: What to call.
+        without: Takes from the arguments what is not for the function.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        frame = sys._getframe(2)  # noqa: SLF001 - past the traced function
+        variables = {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
+        variables[_CALL] = functools.partial(function, *without(args), **kwargs)
+        try:
+            return eval(_CODE, frame.f_globals, variables)  # noqa: S307 - the way to a frame with given variables
+        finally:
+            del frame
+
+    return call
+
+
+_CALL = "_mackerel_otel_call"
+_CODE = compile(f"{_CALL}()", "<mackerel_otel_server>", "eval")
+
+
+def _of_module(module: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the traced function of the module, which works with a connection that is given by name or the default."""
+    method = traced(_as_from(function, itemgetter(slice(1, None))), _DRIVER)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(kwargs.get("connection") or module.default_connection(), *args, **kwargs)
+
+    return call
+
+
+def _named_alike(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def duplicate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        connection = method(self, *args, **kwargs)
+        if name := _names.get(self):
+            _names[connection] = name
+        return connection
+
+    return duplicate

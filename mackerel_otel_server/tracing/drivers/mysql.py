@@ -1,0 +1,77 @@
+"""mysqlclient, PyMySQL and MySQL Connector/Python."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+from mackerel_otel_server.tracing.drivers.patching import REMEMBERED, as_str, connection_of, patch_methods
+from mackerel_otel_server.tracing.queries import Driver, Place
+
+
+def mysqlclient_connections(module: Any) -> None:
+    """Make mysqlclient's connections remember what they were opened with."""
+    original = module.Connection.__init__
+    names = ("host", "user", "password", "database", "port", "unix_socket")  # their order in the C class
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        vars(self)[REMEMBERED] = {
+            "database": given.get("database") or given.get("db"),
+            "socket": given.get("unix_socket"),
+        }
+
+    module.Connection.__init__ = init
+
+
+def _mysqlclient_place(connection: Any) -> Place:
+    given = vars(connection).get(REMEMBERED, {})
+    # Opened before we came: releases from 2.2.5 on keep the name themselves.
+    database = as_str(given.get("database") or getattr(connection, "database", None))
+    # "db.example.com via TCP/IP" or "Localhost via UNIX socket": right also when a my.cnf names the host.
+    host, _, way = connection.get_host_info().partition(" via ")
+    if way.startswith("TCP"):
+        return Place("mysql", database, host, connection.port)
+    return Place("mysql", database, as_str(given.get("socket")) or "localhost")
+
+
+def mysqlclient_cursors(module: Any) -> None:
+    """Patch mysqlclient's cursors."""
+    if hasattr(module, "BaseCursor"):  # else it is PyMySQL's
+        patch_methods(module.BaseCursor, Driver("mysql", connection_of, _mysqlclient_place))
+
+
+def pymysql_cursors(module: Any) -> None:
+    """Patch ``pymysql.cursors``, and the second copy that ``import MySQLdb.cursors`` makes of it.
+
+    The copy appears after ``pymysql.install_as_MySQLdb()``: the parent's path leads to PyMySQL's files.
+    """
+    if not hasattr(module, "BaseCursor"):  # else it is mysqlclient's
+        patch_methods(module.Cursor, Driver("mysql", connection_of, _pymysql_place))
+
+
+def _pymysql_place(connection: Any) -> Place:
+    if connection.unix_socket:
+        return Place("mysql", as_str(connection.db), as_str(connection.unix_socket))
+    return Place("mysql", as_str(connection.db), as_str(connection.host), connection.port)
+
+
+def mysql_connector_cursors(module: Any) -> None:
+    """Patch one of the modules with cursors of MySQL Connector/Python: pure Python, C extension or asyncio."""
+    for cursor_class in [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]:
+        patch_methods(cursor_class, Driver("mysql", _mysql_connector_connection, _mysql_connector_place))
+
+
+def _mysql_connector_connection(cursor: Any) -> Any:
+    return cursor._connection.get_self()  # noqa: SLF001 - a cursor has no public way to its connection
+
+
+def _mysql_connector_place(connection: Any) -> Place:
+    # The property `database` asks the server.
+    database = getattr(connection, "_database", None)
+    if connection.unix_socket:
+        return Place("mysql", as_str(database), as_str(connection.unix_socket))
+    return Place("mysql", as_str(database), as_str(connection.server_host), connection.server_port)

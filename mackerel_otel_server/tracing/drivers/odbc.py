@@ -1,0 +1,145 @@
+"""pyodbc, whose classes can be neither changed nor inherited from: connections and cursors get a transparent proxy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from wrapt import CallableObjectProxy, ObjectProxy
+
+from mackerel_otel_server.tracing.queries import Driver, Place, traced
+
+# SQL_DBMS_NAME -> db.system.name, https://opentelemetry.io/docs/specs/semconv/registry/attributes/db/
+_SYSTEMS = {
+    "mariadb": "mariadb",
+    "microsoft sql server": "microsoft.sql_server",
+    "mysql": "mysql",
+    "oracle": "oracle.db",
+    "postgresql": "postgresql",
+    "sqlite": "sqlite",
+}
+_OTHER = "other_sql"
+# Of SQLGetInfo, which the driver answers without asking the server.
+_SERVER_NAME, _DATABASE_NAME, _DBMS_NAME = 13, 16, 17
+_PAIR = re.compile(r"\s*([^=;]+?)\s*=\s*(\{(?:[^}]|\}\})*\}|[^;]*)")
+
+
+def pyodbc(module: Any) -> None:
+    """Make pyodbc.connect() return traced connections."""
+
+    class Connect(CallableObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
+        """``pyodbc.connect``, which unlike a Python function is no method when it is the attribute of a class."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            connection = _Connection(self.__wrapped__(*args, **kwargs))
+            text = args[0] if args else kwargs.get("connstring", "")
+            connection._mackerel_otel_given = {**_pairs(text), **{name.lower(): kwargs[name] for name in kwargs}}  # noqa: SLF001
+            return connection
+
+    module.connect = Connect(module.connect)
+
+
+def _pairs(text: Any) -> dict[str, str]:
+    """Read a connection string; a braced value may hold anything."""
+    if not isinstance(text, str):
+        return {}
+    return {name.lower(): value.strip("{} ") for name, value in _PAIR.findall(text)}
+
+
+def _place(connection: Any) -> Place:
+    given = connection._mackerel_otel_given  # noqa: SLF001
+    name = str(connection.getinfo(_DBMS_NAME)).lower()
+    system = next((system for start, system in _SYSTEMS.items() if name.startswith(start)), _OTHER)
+    namespace = given.get("database") or connection.getinfo(_DATABASE_NAME)
+    # SQL Server's "tcp:db.example.com,1433".
+    host, _, port = str(given.get("server") or connection.getinfo(_SERVER_NAME)).partition(",")
+    port = str(given.get("port") or port).strip()
+    return Place(system, namespace, host.removeprefix("tcp:").strip(), int(port) if port.isdecimal() else None)
+
+
+def _connection_of(cursor: Any) -> Any:
+    return cursor._mackerel_otel_connection  # noqa: SLF001
+
+
+_DRIVER = Driver(_OTHER, _connection_of, _place)
+
+
+class _Connection(ObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
+    """A ``pyodbc.Connection`` that makes traced cursors."""
+
+    # Known to the class, so that they are set in the proxy.
+    _mackerel_otel_given: dict[str, Any] = {}  # noqa: RUF012
+    _mackerel_otel_attributes = None
+
+    def cursor(self) -> Any:
+        """Return a traced cursor."""
+        return _Cursor(self.__wrapped__.cursor(), self)
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a query with a new cursor, and return that."""
+        return self.cursor().execute(*args, **kwargs)
+
+    def __enter__(self) -> Any:
+        self.__wrapped__.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> Any:
+        return self.__wrapped__.__exit__(*details)
+
+
+class _Cursor(ObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
+    """A ``pyodbc.Cursor`` whose queries are traced."""
+
+    _mackerel_otel_connection: Any = None
+
+    def __init__(self, cursor: Any, connection: _Connection) -> None:
+        super().__init__(cursor)
+        self._mackerel_otel_connection = connection
+
+    @property
+    def connection(self) -> Any:
+        """The traced connection that this cursor belongs to."""
+        return self._mackerel_otel_connection
+
+    def __enter__(self) -> Any:
+        self.__wrapped__.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> Any:
+        return self.__wrapped__.__exit__(*details)
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.__wrapped__)
+
+
+def _passed_on(name: str) -> Callable[..., Any]:
+    """Return the method of a cursor, which often answers with the cursor itself: then the answer is the traced one."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = getattr(self.__wrapped__, name)(*args, **kwargs)
+        return self if answer is self.__wrapped__ else answer
+
+    method.__name__ = name
+    return method
+
+
+for _name in ("execute", "executemany"):
+    setattr(_Cursor, _name, traced(_passed_on(_name), _DRIVER))
+for _name in (
+    "columns",
+    "foreignKeys",
+    "getTypeInfo",
+    "primaryKeys",
+    "procedureColumns",
+    "procedures",
+    "rowIdColumns",
+    "rowVerColumns",
+    "statistics",
+    "tablePrivileges",
+    "tables",
+):
+    setattr(_Cursor, _name, _passed_on(_name))

@@ -1,0 +1,68 @@
+"""sqlite3 of the standard library. Who holds its ``connect`` from before us cannot be reached: it is written in C."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from wrapt import CallableObjectProxy
+
+from mackerel_otel_server.tracing.drivers.patching import (
+    METHODS,
+    REMEMBERED,
+    connection_of,
+    file_name,
+    lay_below,
+    replaced,
+    subclass,
+)
+from mackerel_otel_server.tracing.queries import Driver, Place, traced
+
+
+def sqlite3(module: Any) -> None:
+    """Make sqlite3.connect() open connections of a traced class."""
+    connection_class, cursor_class = module.Connection, module.Cursor
+    driver = Driver("sqlite", connection_of, _sqlite3_place, calls_back=True)
+    methods = (*METHODS[:2], "executescript")
+    traced_cursor = subclass(cursor_class, {name: traced(getattr(cursor_class, name), driver) for name in methods})
+
+    @functools.wraps(connection_class.cursor)
+    def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def below(factory: Any) -> Any:
+            return lay_below(cursor_class if factory is ... else factory, cursor_class, traced_cursor)
+
+        args, kwargs = replaced(args, kwargs, 0, "factory", below)
+        return connection_class.cursor(self, *args, **kwargs)
+
+    def shortcut(name: str) -> Callable[..., Any]:
+        @functools.wraps(getattr(connection_class, name))
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return getattr(connection_class.cursor(self, traced_cursor), name)(*args, **kwargs)
+
+        return method
+
+    # Python 3.10 calls the cursor() of the subclass in execute() and its siblings, later ones that of the driver.
+    shortcuts = {} if sys.version_info < (3, 11) else {name: shortcut(name) for name in methods}
+    traced_connection = subclass(connection_class, {"cursor": cursor, **shortcuts})
+
+    class Connect(CallableObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
+        """``sqlite3.connect``, which unlike a Python function is no method when it is the attribute of a class."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            def below(factory: Any) -> Any:
+                return lay_below(connection_class if factory is ... else factory, connection_class, traced_connection)
+
+            args, kwargs = replaced(args, kwargs, 5, "factory", below)
+            connection = self.__wrapped__(*args, **kwargs)
+            if isinstance(connection, traced_connection):
+                vars(connection)[REMEMBERED] = file_name(args[0] if args else kwargs.get("database"))
+            return connection
+
+    # Django and SQLAlchemy call sqlite3.dbapi2.connect().
+    module.connect = module.dbapi2.connect = Connect(module.connect)
+
+
+def _sqlite3_place(connection: Any) -> Place:
+    return Place("sqlite", vars(connection).get(REMEMBERED))

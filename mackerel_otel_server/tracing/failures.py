@@ -1,0 +1,70 @@
+"""What a span says about a query that failed: the driver's words, without the values that the query was given.
+
+A parameter's value is sensitive (``db.query.parameter.<key>`` is opt-in in
+https://opentelemetry.io/docs/specs/semconv/database/database-spans/), and databases repeat it in their errors:
+``Duplicate entry 'alice@example.com' for key 'email'``. Mackerel opens one issue for each text, so that ``?`` in its
+place also keeps errors together that belong together. A value that the application wrote into the statement itself
+cannot be told from the statement.
+"""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_VALUES = 10_000
+_SIGNIFICANT = 24
+"""Databases cut long values in their errors, PostgreSQL after 64 bytes; this much of the beginning tells one."""
+
+
+def describe(error: BaseException, given: Iterable[Any]) -> tuple[str, str]:
+    """Return message and stack trace of an error, with ``?`` for each of the given values.
+
+    Args:
+        error: What the driver raised.
+        given: Parameters: values, sequences and mappings of values, or sequences of those, as of ``executemany()``.
+    """
+    values = sorted(set(itertools.islice(_texts(given), _VALUES)), key=len, reverse=True)
+    message, trace = str(error), "".join(traceback.format_exception(error))
+    for value in values:
+        message, trace = _without(value, message), _without(value, trace)
+    return message, trace
+
+
+def _texts(given: Iterable[Any]) -> Iterator[str]:
+    """Yield each value as an error may show it; what would have to be consumed to be seen stays untouched."""
+    for value in given:
+        if isinstance(value, dict):
+            yield from _texts(value.values())
+        elif isinstance(value, list | tuple | set | frozenset):
+            yield from _texts(value)
+        elif value is None or isinstance(value, bool) or hasattr(value, "read"):
+            continue
+        else:
+            text = value.decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else str(value)
+            if text.strip():
+                yield text
+            if (shown := repr(text)[1:-1]) != text:  # an error whose text is the repr of its arguments
+                yield shown
+
+
+def _without(value: str, text: str) -> str:
+    """Replace each occurrence of a value, also one that was cut; not within a word, which a short value may be."""
+    start = value[:_SIGNIFICANT]
+    at = text.find(start)
+    while at >= 0:
+        end = at + len(start)
+        while end - at < len(value) and end < len(text) and text[end] == value[end - at]:
+            end += 1
+        if len(value) > _SIGNIFICANT or not (_continues(text, at - 1) or _continues(text, end)):
+            text, end = f"{text[:at]}?{text[end:]}", at + 1
+        at = text.find(start, end)
+    return text
+
+
+def _continues(text: str, position: int) -> bool:
+    return 0 <= position < len(text) and (text[position].isalnum() or text[position] == "_")
