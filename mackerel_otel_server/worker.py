@@ -67,7 +67,9 @@ def register(*, arguments: Arguments | None = None, application: str | None = No
         # After the variable is set: these may import instrumentations at once.
         from mackerel_otel_server.tracing import databases, frameworks, others
 
-        databases.register(settings_module.disabled_instrumentations)
+        databases.register(
+            settings_module.disabled_instrumentations, lambda: settings_module.semantic_conventions("database")
+        )
         frameworks.register()
         others.register()
         if hasattr(os, "register_at_fork"):
