@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 LIMIT = 16 * 1024
-"""Characters of a statement that a span carries; ``…`` stands for the rest.
+"""Characters of a statement that a span carries; ``...`` stands for the rest.
 
 The SDK cuts further by ``OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT``. It is a slice, so a statement of megabytes costs no more.
 """
@@ -29,7 +29,7 @@ def text_of(query: Any, cursor: Any) -> str:
         cursor: What such an object needs to quote identifiers.
     """
     if isinstance(query, str):
-        return query if len(query) <= LIMIT else query[:LIMIT] + "…"
+        return query if len(query) <= LIMIT else query[:LIMIT] + "..."
     if isinstance(query, bytes | bytearray):
         return text_of(bytes(query[: LIMIT + 1]).decode("utf-8", "replace"), cursor)
     if hasattr(query, "as_string"):
