@@ -65,11 +65,12 @@ def register(*, arguments: Arguments | None = None, application: str | None = No
         settings_module.set_semconv_default()
         gate.on_first_request(start)
         # After the variable is set: these may import instrumentations at once.
-        from mackerel_otel_server.tracing import databases, frameworks, others
+        from mackerel_otel_server.tracing import databases, frameworks, libraries, others
 
         databases.register(
             settings_module.disabled_instrumentations, lambda: settings_module.semantic_conventions("database")
         )
+        libraries.register(settings_module.disabled_instrumentations, lambda: _others_report_arguments)
         frameworks.register()
         others.register()
         if hasattr(os, "register_at_fork"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wrapt import register_post_import_hook
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import gate
+from mackerel_otel_server.tracing import gate, instrumentors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -29,6 +29,14 @@ _MODULES = {
 _SQLALCHEMY = "opentelemetry.instrumentation.sqlalchemy"
 
 _registered: set[str] = set()
+
+traced: set[str] = set()
+"""The drivers, by entry point, that were imported and not disabled."""
+
+
+def names() -> Container[str]:
+    """Return the entry points of the drivers' own instrumentations, which are applied here."""
+    return _MODULES
 
 
 def register(
@@ -62,6 +70,7 @@ def _trace(
         names = disabled()
         if name in names or "*" in names:
             return
+        traced.add(name)
         if _apply_own_instrumentation(name, module):
             return
         # Here, not above: only a driver needs them.
@@ -92,17 +101,10 @@ def _apply_own_instrumentation(name: str, module: Any) -> bool:
     """Apply the instrumentation that was installed for this driver on purpose; False when there is none that works."""
     if module.__name__ != _MODULES[name]:
         return False  # PyMySQL under the name MySQLdb: instrumented, or not, as PyMySQL
-    for entry_point in entry_points(group="opentelemetry_instrumentor", name=name):
-        try:
-            instrumentor = entry_point.load()()
-            if not instrumentor.is_instrumented_by_opentelemetry:
-                instrumentor.instrument()
-            if instrumentor.is_instrumented_by_opentelemetry:
-                return True
-            cause = "it refused, see its own message"  # a conflict of versions is logged, not raised
-        except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
-            log.debug("%s failed", entry_point.value, exc_info=True)
+    for entry_point in entry_points(group=instrumentors.GROUP, name=name):
+        cause = instrumentors.apply(entry_point)
+        if cause is None:
+            return True
         log.warning(
             "%s does not instrument %s (%s); its queries are traced without it",
             entry_point.value,
