@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -59,6 +60,15 @@ def postgresql() -> dict[str, Any]:
     }
     _server("PostgreSQL", address["host"], address["port"])
     return address
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> str:
+    """Return the URL of the Redis server."""
+    url = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
+    parts = urlsplit(url)
+    _server("Redis", parts.hostname or "127.0.0.1", parts.port or 6379)
+    return url
 
 
 @pytest.fixture(scope="session")
