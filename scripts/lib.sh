@@ -74,6 +74,11 @@ wait_until() {
 
 mysql_answers() { listens "${MYSQL_HOST:-127.0.0.1}" "${MYSQL_PORT:-3306}"; }
 postgresql_answers() { listens "${PGHOST:-127.0.0.1}" "${PGPORT:-5432}"; }
+redis_answers() {
+  local address=${REDIS_URL:-redis://127.0.0.1:6379}
+  address=${address#*://} address=${address##*@} address=${address%%/*}
+  listens "${address%:*}" "${address##*:}"
+}
 is_loopback() { [[ $1 == localhost || $1 == 127.* || $1 == ::1 ]]; }
 
 # Everything that the tests need beside Python packages. A database server that answers is used as it is, one that is
@@ -96,8 +101,15 @@ prepare_machine() {
     command -v pg_ctlcluster >/dev/null || fresh_postgresql=yes
     packages+=(postgresql)
   fi
+  if redis_answers; then
+    say "Redis: the server that runs"
+  else
+    [[ -z ${REDIS_URL:-} ]] || die "no Redis answers at REDIS_URL"
+    packages+=(redis-server)
+  fi
 
   install_debian "${packages[@]}"
+  redis_answers || start_redis
   mysql_answers || start_mariadb
   [[ -z $fresh_mariadb ]] || set_up_mariadb
   [[ -z $fresh_postgresql ]] || set_up_postgresql
@@ -120,6 +132,12 @@ set_up_mariadb() {
 CREATE DATABASE IF NOT EXISTS test;
 ALTER USER root@localhost IDENTIFIED VIA unix_socket OR mysql_native_password USING PASSWORD('');
 SQL
+}
+
+start_redis() {
+  say "starting Redis"
+  redis-server --bind 127.0.0.1 --port 6379 --daemonize yes --save '' --dir /tmp >/dev/null
+  wait_until 60 redis_answers || die "Redis does not answer at port 6379"
 }
 
 postgresql_version() { ls /etc/postgresql 2>/dev/null | sort --version-sort | tail -1; }

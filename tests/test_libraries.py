@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ def parent():
 def report(**facts):
     spans = [
         json.loads(span.to_json()) | {"scope": span.instrumentation_scope.name}
-        for span in exporter.get_finished_spans() if span.name != "parent"
+        for span in exporter.get_finished_spans() if span.parent  # others are not recorded
     ]
     print(json.dumps({"spans": spans, "facts": facts}, default=repr))
 """
@@ -295,15 +296,47 @@ THEIRS = "from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrum
     ids=["we before", "we after", "they after us", "they after both", "they before us"],
 )
 def test_a_query_through_sqlalchemy_is_the_span_of_its_driver(run: Run, script: str) -> None:
-    result = run(script)
+    # Where their code comes before ours, ours cannot choose the names any more.
+    result = run(script, OTEL_SEMCONV_STABILITY_OPT_IN="http,database")
     assert result.facts["answer"] == 43
     # That a connection was taken from the pool stays where their code came before ours; it is no query.
     spans = [span for span in result.spans if not script.startswith(THEIRS) or span["name"] != "connect"]
     texts = [span["attributes"]["db.query.text"] for span in spans]
     # SQLAlchemy asks a new connection about itself.
     assert [text for text in texts if not text.startswith("PRAGMA")] == ["SELECT 41 + ?"] * 2
-    assert {span["scope"].partition(".")[0] for span in spans} == {"mackerel_otel_server"}
+    assert "opentelemetry.instrumentation.sqlalchemy" not in {span["scope"] for span in spans}
     assert result.warnings == []
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "pymysql"])
+def test_a_driver_s_own_instrumentation_goes_before_that_of_sqlalchemy(
+    run: Run, need: Callable[[str], None], request: pytest.FixtureRequest, driver: str
+) -> None:
+    need(driver)
+    address = request.getfixturevalue("postgresql" if driver == "psycopg2" else "mysql")
+    result = run(
+        f"""{START}
+from sqlalchemy import URL, create_engine, text
+address = {address}
+database = address.pop("dbname", None) or address.pop("database")
+scheme = {"postgresql" if driver == "psycopg2" else "mysql"!r} + "+{driver}"
+engine = create_engine(URL.create(
+    scheme, address["user"], address["password"] or None, address["host"], address["port"], database
+))
+engine.connect().close()
+with parent(), engine.connect() as connection:
+    answer = connection.execute(text("SELECT 41 + :n"), {{"n": 1}}).scalar()
+engine.dispose()
+report(answer=answer)
+"""
+    )
+    (span,) = result.spans
+    names = ("db.query.text", "db.statement")  # instrumentations before 0.63 know the latter only
+    assert next(span["attributes"][name] for name in names if name in span["attributes"]).startswith("SELECT 41 + %")
+    own = find_spec("opentelemetry.instrumentation") and find_spec(f"opentelemetry.instrumentation.{driver}")
+    assert span["scope"] == (
+        f"opentelemetry.instrumentation.{driver}" if own else "mackerel_otel_server.tracing.queries"
+    )
 
 
 def test_where_the_driver_is_not_traced_sqlalchemy_s_instrumentation_makes_the_span(run: Run) -> None:
