@@ -77,6 +77,7 @@ postgresql_answers() { listens "${PGHOST:-127.0.0.1}" "${PGPORT:-5432}"; }
 redis_answers() {
   local address=${REDIS_URL:-redis://127.0.0.1:6379}
   address=${address#*://} address=${address##*@} address=${address%%/*}
+  [[ $address == *:* ]] || address+=:6379
   listens "${address%:*}" "${address##*:}"
 }
 is_loopback() { [[ $1 == localhost || $1 == 127.* || $1 == ::1 ]]; }

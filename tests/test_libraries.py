@@ -485,6 +485,7 @@ report(new=sorted(set(sys.modules) - before))
             ["mall.shop"],
         ),
         ("python-shop; extra == 'instruments'", {"top_level": "shop\ntests\n"}, ["shop"]),
+        ("python-shop; extra == 'instruments'", {"record": "shop.py,,\nother/__init__.py,,\n"}, ["shop"]),
         (
             "python-shop; extra == 'instruments-any'\nother; extra == 'instruments-any'",
             {"record": "shop.py,,\n"},

@@ -1,0 +1,84 @@
+"""Which library an installed instrumentation is for; its metadata tell, so that nothing is imported to find out."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from importlib.metadata import EntryPoint
+
+_MODULES: Final = {
+    "aiohttp-server": "aiohttp.web",  # which `import aiohttp` does not import
+    "urllib": "urllib.request",
+}
+"""Entry point -> the module to wait for, where the metadata would tell too little."""
+
+# As pip writes it, such as: Requires-Dist: psycopg2-binary>=2.7.3.1; extra == 'instruments-any'
+_INSTRUMENTS: Final = re.compile(r"""\s*([\w.-]+)[^;]*;.*\bextra\s*==\s*["']instruments(-any)?["']""")
+# As in RECORD: package/__init__.py,… or module.py,… or module.cpython-311-x86_64-linux-gnu.so,…
+_PACKAGE: Final = re.compile(r"^([A-Za-z]\w*(?:/\w+)*)/__init__\.\w+,", re.MULTILINE)
+_SINGLE_MODULE: Final = re.compile(r"^([A-Za-z]\w*)\.(?:py|[\w.-]*so|pyd),", re.MULTILINE)
+
+
+def modules_of(entry_point: EntryPoint) -> set[frozenset[str]]:
+    """Return sets of modules; when all of one set are imported, the instrumentation can be applied.
+
+    What it instruments are the extras ``instruments`` (all of them) and ``instruments-any`` (one of them is enough) of
+    its distribution.
+    https://github.com/open-telemetry/opentelemetry-python-contrib/blob/main/CONTRIBUTING.md
+    """
+    return set(_alternatives(entry_point))
+
+
+def _alternatives(entry_point: EntryPoint) -> Iterator[frozenset[str]]:
+    if module := _MODULES.get(entry_point.name):
+        yield frozenset({module})
+        return
+    requirements = [found for line in _requirements(entry_point) if (found := _INSTRUMENTS.match(line))]
+    own_name = _as_module(entry_point.name)
+    all_of = [name for name, any_of in (found.groups() for found in requirements) if not any_of]
+    one_of = [name for name, any_of in (found.groups() for found in requirements) if any_of]
+    if own_name in map(_as_module, one_of):
+        # One distribution for two libraries, such as botocore and aiobotocore, with an entry point for each.
+        one_of = [name for name in one_of if _as_module(name) == own_name]
+    if not requirements:
+        # A part of the standard library, or no word about what it is for: the library of the same name.
+        yield frozenset({own_name})
+    else:
+        for alternative in one_of or [None]:
+            names = [*all_of, alternative] if alternative else all_of
+            # Of a distribution that brings several modules, any one is enough.
+            yield from map(frozenset, itertools.product(*map(_modules_in, names)))
+
+
+def _requirements(entry_point: EntryPoint) -> Iterable[str]:
+    dist = entry_point.dist
+    return (dist.requires or ()) if dist is not None else ()
+
+
+def _as_module(name: str) -> str:
+    return re.sub(r"[-_.]+", "_", name).lower()
+
+
+@functools.cache
+def _modules_in(requirement: str) -> frozenset[str]:
+    """Return the top modules that a distribution brings, or just the one with its name."""
+    guess = frozenset({_as_module(requirement)})
+    try:
+        dist = distribution(requirement)
+    except PackageNotFoundError:
+        return guess  # not installed; should the module come from elsewhere, the instrumentor says what it thinks of it
+    record = dist.read_text("RECORD")
+    if record is None:  # as Debian packages it
+        modules = frozenset((dist.read_text("top_level.txt") or "").split())
+    else:
+        packages = {path.replace("/", ".") for path in _PACKAGE.findall(record)}
+        modules = frozenset(_SINGLE_MODULE.findall(record)) | {
+            name for name in packages if not any(name.startswith(f"{other}.") for other in packages)
+        }
+    return guess if guess <= modules else (modules - {"test", "tests"}) or guess
