@@ -583,6 +583,28 @@ def test_an_instrumentation_that_fails_is_named_in_one_warning_and_the_rest_goes
     assert "Traceback" not in result.log
 
 
+def test_the_instrumentation_of_a_driver_that_fails_is_named_once_and_its_queries_are_traced(
+    run: Run, tmp_path: Path
+) -> None:
+    install_instrumentation(tmp_path, "sqlite3", requires="", body="raise RuntimeError('no such thing')")
+    result = run(
+        START
+        + """
+import sqlite3
+with parent():
+    connection = sqlite3.connect(":memory:")
+    connection.cursor().execute("SELECT 1")
+    connection.close()
+report()
+"""
+    )
+    assert len(result.spans) == 1
+    assert [
+        line for line in result.warnings if "otel_sqlite3" in line and "traced without it" in line
+    ] == result.warnings
+    assert len(result.warnings) == 1
+
+
 @pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
 def test_of_all_workers_one_names_what_fails(tmp_path: Path, receiver: Receiver, far: Far, options: list[str]) -> None:
     install_broken(tmp_path, "raises")
@@ -594,6 +616,18 @@ def test_of_all_workers_one_names_what_fails(tmp_path: Path, receiver: Receiver,
         log = server.stop()
     assert log.count("otel_shop:Made") == 1, log
     assert len(server_spans(receiver.spans)) == server.answered
+
+
+@pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
+def test_what_no_instrumentation_can_work_with_is_reported_as_a_wrong_setting_only(
+    tmp_path: Path, receiver: Receiver, far: Far, redis_url: str, options: list[str]
+) -> None:
+    env = environment(receiver, FAR_URL=far.url, REDIS_URL=redis_url, OTEL_PROPAGATORS="missing")
+    with gunicorn(tmp_path, *options, env=env, app="calling", workers=1) as server:
+        assert server.get("/requests/httpx/redis/jinja2").body == b"done"
+        log = server.stop()
+    assert log.count("mackerel_otel_server:") == 1, log
+    assert "OTEL_PROPAGATORS='missing'" in log
 
 
 def test_with_the_sdk_disabled_nothing_is_applied(tmp_path: Path, receiver: Receiver, far: Far) -> None:

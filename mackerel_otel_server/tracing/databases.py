@@ -105,7 +105,8 @@ def _apply_own_instrumentation(name: str, module: Any) -> bool:
         cause = instrumentors.apply(entry_point)
         if cause is None:
             return True
-        log.warning(
+        write = log.debug if gate.refused else log.warning
+        write(
             "%s does not instrument %s (%s); its queries are traced without it",
             entry_point.value,
             module.__name__,

@@ -92,7 +92,8 @@ class _Instrumentation:
         if cause is None:
             _applied.add(name)
             return
-        write = log.debug if gate.refused or self._reported_by_others() else log.warning
+        is_reported = gate.refused or self._reported_by_others() or not _api_can_be_used()
+        write = log.debug if is_reported else log.warning
         write(
             "%s is not traced: %s does not work (%s); the rest is traced. Install a version that fits, or add %s to "
             "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
@@ -108,6 +109,15 @@ def _traced_by_others() -> bool:
     from opentelemetry import trace
 
     return not gate.active and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def _api_can_be_used() -> bool:
+    """Tell whether instrumentations can work at all; the check of the settings is going to say why not."""
+    try:
+        import opentelemetry.propagate  # noqa: F401 - it reads OTEL_PROPAGATORS
+    except Exception:
+        return False
+    return True
 
 
 def _options(name: str) -> dict[str, Any]:

@@ -29,8 +29,7 @@ def modules_of(entry_point: EntryPoint) -> set[frozenset[str]]:
     """Return sets of modules; when all of one set are imported, the instrumentation can be applied.
 
     What it instruments are the extras ``instruments`` (all of them) and ``instruments-any`` (one of them is enough) of
-    its distribution.
-    https://github.com/open-telemetry/opentelemetry-python-contrib/blob/main/CONTRIBUTING.md
+    its distribution: ``get_dist_dependency_conflicts`` in ``opentelemetry/instrumentation/dependencies.py``.
     """
     return set(_alternatives(entry_point))
 
