@@ -70,7 +70,8 @@ def stats() -> dict[str, Any]:
     Returns:
         ``finished``, ``delivered``, ``queued``: numbers of spans; ``lost``: numbers of spans by reason; ``requests``:
         those that the endpoint took spans from; ``attempts``, ``retried``: all requests, and those that repeated a
-        failed one; ``bytes_sent``: their compressed bytes. Empty in a process that does not trace, or has not begun a
+        failed one; ``bytes_sent``: their compressed bytes; ``unanswered``: spans among the queued ones that were sent
+        and have no answer yet. Empty in a process that does not trace, or has not begun a
         span.
     """
     from mackerel_otel_server import worker

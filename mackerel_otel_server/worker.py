@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +250,10 @@ def stats() -> dict[str, Any]:
 
 def _in_words(counts: Counts) -> str:
     """Return ``12 (queue full 10, unconfirmed 2)``; at the end of a worker what is still queued is lost, too."""
-    lost = {**counts.lost, **({"not sent in time": counts.queued} if counts.queued else {})}
+    lost = Counter(counts.lost)
+    lost["unconfirmed"] += counts.unanswered
+    lost["not sent in time"] += counts.queued - counts.unanswered
+    lost = +lost
     reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
     return f"{sum(lost.values())} ({reasons})" if lost else "0"
 

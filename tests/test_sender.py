@@ -322,3 +322,14 @@ def test_a_signal_handler_may_end_spans_in_the_middle_of_the_end_of_a_span(worke
             signal.signal(signal.SIGUSR1, before)
         assert process.sender.stop(DEADLINE), process.sender.counts()
         assert len(receiver.spans) == process.sender.counts().finished > 10_000
+
+
+def test_what_was_sent_and_has_no_answer_is_told_apart_from_what_was_not_sent(worker: Make) -> None:
+    with FaultServer(Step(never)) as server:
+        process = worker(server.url, OTEL_BSP_MAX_EXPORT_BATCH_SIZE="3", OTEL_BSP_SCHEDULE_DELAY="60000")
+        process.work(3)
+        process.wait_until(lambda: process.sender.counts().unanswered == 3)
+        process.work(2)
+        assert not process.sender.stop(0.2)
+        counts = process.sender.counts()
+    assert (counts.finished, counts.delivered, counts.queued, counts.unanswered) == (5, 0, 5, 3)

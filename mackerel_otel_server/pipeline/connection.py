@@ -37,6 +37,9 @@ class Connection:
 
     Args:
         settings: Endpoint, proxy, certificates. Nothing is opened and no file is read yet.
+
+    Attributes:
+        awaits_answer: Whether a request was sent completely and its answer has not come.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -57,6 +60,7 @@ class Connection:
         self._context: ssl.SSLContext | None = None
         self._stream: _Stream | None = None
         self._idle_since = 0.0
+        self.awaits_answer = False
 
     def post(self, fields: Mapping[str, str], body: bytes, limit: float) -> Response:
         """Send a request and read its answer.
@@ -138,7 +142,7 @@ class Connection:
             with _faults(""):
                 try:
                     stream.sendall(request)
-                    sent = True
+                    sent = self.awaits_answer = True
                     response = _begin(stream)
                 except (ConnectionError, ssl.SSLEOFError):
                     if sent:
@@ -153,6 +157,7 @@ class Connection:
             fault.sent = sent and not (fault.cause is Cause.TLS and "alert" in fault.seen.lower())
             raise
         finally:
+            self.awaits_answer = False
             self._idle_since = time.monotonic()
             if not keep:
                 self.close()

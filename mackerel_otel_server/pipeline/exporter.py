@@ -62,6 +62,7 @@ class Exporter:
         self._complaints = Complaints()
         self._reader = Reader(_shown(settings.endpoint), has_key=self._key is not None, secrets=self._secrets())
         self._failures = 0
+        self._spans = 0
         self._woken = threading.Event()
 
     def export(self, body: bytes, spans: int, deadline: float) -> Answer:
@@ -74,6 +75,7 @@ class Exporter:
                 up longer, getaddrinfo() knows no limit: call it from a thread that can be abandoned.
         """
         self._woken.clear()
+        self._spans = spans
         try:
             # Sending is no part of the application; its instrumentations shall not trace it.
             with suppress_instrumentation():
@@ -92,6 +94,11 @@ class Exporter:
         elif answer.cause is None:
             self._complaints.resolve("the endpoint takes spans again")
         return answer
+
+    @property
+    def unanswered(self) -> int:
+        """How many spans a request holds that was sent and has no answer yet."""
+        return self._spans if self._connection.awaits_answer else 0
 
     @property
     def is_failing(self) -> bool:

@@ -48,6 +48,8 @@ class Counts:
     attempts: int = 0
     retried: int = 0
     bytes_sent: int = 0
+    unanswered: int = 0
+    """Of those that are queued: in a request that was sent and has no answer yet."""
 
     @property
     def all_lost(self) -> int:
@@ -192,6 +194,7 @@ class Sender:
             exporter.requests,
             exporter.retried,
             exporter.bytes_sent,
+            exporter.unanswered,
         )
 
     def _wake_once(self) -> None:
