@@ -402,6 +402,29 @@ report()
     assert "already instrumented" not in result.log
 
 
+def test_a_driver_that_the_application_instruments_itself_is_traced_once(
+    run: Run, need: Callable[[str], None], postgresql: dict[str, Any]
+) -> None:
+    need("psycopg2")
+    result = run(
+        START
+        + f"""
+from opentelemetry.instrumentation.psycopg2 import Psycopg2Instrumentor  # imports the driver
+Psycopg2Instrumentor().instrument()
+import psycopg2
+connection = psycopg2.connect(**{postgresql})
+with parent():
+    connection.cursor().execute("SELECT 1")
+connection.close()
+report()
+"""
+    )
+    (span,) = result.spans
+    assert span["scope"] == "opentelemetry.instrumentation.psycopg2"
+    assert result.warnings == []
+    assert "already instrumented" not in result.log
+
+
 def test_under_another_tracer_provider_nothing_is_applied(run: Run, far: Far) -> None:
     result = run(
         """

@@ -18,7 +18,8 @@ _MODULES: Final = {
 }
 """Entry point -> the module to wait for, where the metadata would tell too little."""
 
-# As pip writes it, such as: Requires-Dist: psycopg2-binary>=2.7.3.1; extra == 'instruments-any'
+# As in METADATA: Requires-Dist: psycopg2-binary>=2.7.3.1; extra == 'instruments-any'
+_REQUIRES: Final = re.compile(r"^Requires-Dist:(.*)$", re.MULTILINE)
 _INSTRUMENTS: Final = re.compile(r"""\s*([\w.-]+)[^;]*;.*\bextra\s*==\s*["']instruments(-any)?["']""")
 # As in RECORD: package/__init__.py,… or module.py,… or module.cpython-311-x86_64-linux-gnu.so,…
 _PACKAGE: Final = re.compile(r"^([A-Za-z]\w*(?:/\w+)*)/__init__\.\w+,", re.MULTILINE)
@@ -57,7 +58,11 @@ def _alternatives(entry_point: EntryPoint) -> Iterator[frozenset[str]]:
 
 def _requirements(entry_point: EntryPoint) -> Iterable[str]:
     dist = entry_point.dist
-    return (dist.requires or ()) if dist is not None else ()
+    if dist is None:
+        return ()
+    metadata = dist.read_text("METADATA")
+    # Not dist.requires where it can be avoided: that parses the description as well, a README of any length.
+    return _REQUIRES.findall(metadata.partition("\n\n")[0]) if metadata else dist.requires or ()
 
 
 def _as_module(name: str) -> str:
@@ -67,17 +72,19 @@ def _as_module(name: str) -> str:
 @functools.cache
 def _modules_in(requirement: str) -> frozenset[str]:
     """Return the top modules that a distribution brings, or just the one with its name."""
-    guess = frozenset({_as_module(requirement)})
+    guess = _as_module(requirement)
     try:
         dist = distribution(requirement)
     except PackageNotFoundError:
-        return guess  # not installed; should the module come from elsewhere, the instrumentor says what it thinks of it
+        # Not installed. Should the module come from elsewhere, the instrumentor says what it thinks of it.
+        return frozenset({guess})
     record = dist.read_text("RECORD")
     if record is None:  # as Debian packages it
-        modules = frozenset((dist.read_text("top_level.txt") or "").split())
+        modules = set((dist.read_text("top_level.txt") or "").split())
+    elif f"\n{guess}/__init__.py," in f"\n{record}":
+        return frozenset({guess})  # nearly all; thousands of lines need not be searched for more
     else:
         packages = {path.replace("/", ".") for path in _PACKAGE.findall(record)}
-        modules = frozenset(_SINGLE_MODULE.findall(record)) | {
-            name for name in packages if not any(name.startswith(f"{other}.") for other in packages)
-        }
-    return guess if guess <= modules else (modules - {"test", "tests"}) or guess
+        modules = {name for name in packages if not any(name.startswith(f"{other}.") for other in packages)}
+        modules.update(_SINGLE_MODULE.findall(record))
+    return frozenset({guess} if guess in modules else (modules - {"test", "tests"}) or {guess})
