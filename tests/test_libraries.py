@@ -386,6 +386,15 @@ def test_what_the_application_gives_to_an_instrumentor_counts_whenever_it_does(
     assert result.warnings == []
 
 
+def test_an_instrumentor_of_no_known_class_is_applied(run: Run, tmp_path: Path) -> None:
+    install(tmp_path, "otel-shop", entry_points="shop = otel_shop:Made")
+    (tmp_path / "otel_shop.py").write_text("class Made:\n    def instrument(self):\n        Made.done = True\n")
+    (tmp_path / "shop.py").touch()
+    result = run(START + "import shop\nfrom otel_shop import Made\nMade().instrument()\nreport(done=Made.done)")
+    assert result.facts["done"] is True
+    assert result.warnings == []
+
+
 def test_a_hook_that_the_application_gives_to_requests_late_is_called(run: Run) -> None:
     result = run(
         START

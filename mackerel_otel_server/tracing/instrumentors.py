@@ -33,17 +33,20 @@ def apply(entry_point: EntryPoint, **options: Any) -> str | None:
     if entry_point.module in sys.modules and entry_point.module not in _loaded:
         log.debug("%s is left to the application, which imported it", entry_point.value)
         return None
+    _loaded.add(entry_point.module)
     try:
         instrumentor = entry_point.load()()
-        _loaded.add(entry_point.module)
-        if getattr(instrumentor, "is_instrumented_by_opentelemetry", False):
-            return None
-        if conflict := _conflict(instrumentor):
-            return conflict
-        instrumentor.instrument(**options)
-        if not getattr(instrumentor, "is_instrumented_by_opentelemetry", True):
-            return "it refused, see its own message"
-        _give_way(instrumentor)
+        from opentelemetry.instrumentation import instrumentor as library  # which keeps its types from mypy
+
+        if not isinstance(instrumentor, library.BaseInstrumentor):  # type: ignore[attr-defined, unused-ignore]
+            instrumentor.instrument(**options)
+        elif not instrumentor.is_instrumented_by_opentelemetry:
+            if conflict := _conflict(instrumentor):
+                return conflict
+            instrumentor.instrument(**options)
+            if not instrumentor.is_instrumented_by_opentelemetry:
+                return "it refused, see its own message"
+            _give_way(instrumentor)
     except Exception as error:
         log.debug("%s failed", entry_point.value, exc_info=True)
         return f"{type(error).__name__}: {error}"
@@ -66,8 +69,11 @@ def _give_way(instrumentor: Any) -> None:
 
     def instrument(*args: Any, **kwargs: Any) -> Any:
         vars(instrumentor).pop("instrument", None)
-        if instrumentor.is_instrumented_by_opentelemetry:
-            instrumentor.uninstrument()
+        try:
+            if instrumentor.is_instrumented_by_opentelemetry:
+                instrumentor.uninstrument()
+        except Exception:
+            log.debug("%s cannot be applied anew", type(instrumentor).__qualname__, exc_info=True)
         return instrumentor.instrument(*args, **kwargs)
 
     instrumentor.instrument = instrument
