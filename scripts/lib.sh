@@ -86,6 +86,7 @@ is_loopback() { [[ $1 == localhost || $1 == 127.* || $1 == ::1 ]]; }
 # installed but stopped is started; only one installed here is set up: no password on the loopback interface.
 prepare_machine() {
   local packages=(gcc libc6-dev libmariadb-dev pkg-config python3-dev uwsgi-core uwsgi-plugin-python3 python3-uwsgidecorators)
+  packages+=(g++ odbc-mariadb odbc-postgresql odbcinst unixodbc-dev)
   local fresh_mariadb='' fresh_postgresql=''
 
   if mysql_answers; then

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import json
 import os
 import socket
+import subprocess
+import sys
+import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from querying import HARNESS, Database, Result, Run
 
 from mackerel_otel_server.cli.receiver import Receiver
 
@@ -80,3 +87,56 @@ def need() -> Callable[[str], None]:
             _missing(f"{module} is not installed")
 
     return check
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Return a function that runs a script in a fresh interpreter and gives its spans and what it reported."""
+
+    def run_script(
+        body: str, address: dict[str, Any] | None = None, *, own: bool = False, **environment: str
+    ) -> Result:
+        script = tmp_path / "script.py"
+        script.write_text(HARNESS + body)
+        arguments = json.dumps({"unique": uuid.uuid4().hex[:12], "address": address or {}, "own": own})
+        result = subprocess.run(
+            [sys.executable, script, arguments],
+            cwd=tmp_path,
+            env={**os.environ, "OTEL_SEMCONV_STABILITY_OPT_IN": "http,database", **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        answer = json.loads(result.stdout.splitlines()[-1])
+        return Result(answer["spans"], answer["facts"], result.stderr)
+
+    return run_script
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, need: Callable[[str], None]) -> Database:
+    """Return the database of the driver that the test is parametrised with."""
+    name: str = request.param
+    module, _, variant = name.partition(" ")
+    need(module)
+    if module == "sqlite3":
+        return Database(module, "sqlite", {"database": "file.db"}, "?", "file.db")
+    if module.startswith("psycopg") or variant == "postgresql":
+        address = request.getfixturevalue("postgresql")
+        name, system = address["dbname"], "postgresql"
+    else:
+        address = request.getfixturevalue("mysql")
+        name, system = address["database"], "mysql" if variant != "mariadb" else "mariadb"
+    server = address["host"], address["port"]
+    if module == "pyodbc":
+        driver = {"postgresql": "PostgreSQL Unicode", "mariadb": "MariaDB Unicode"}[variant]
+        if driver not in importlib.import_module("pyodbc").drivers():
+            _missing(f"unixODBC knows no {driver}")
+        keywords = {"driver": driver, "server": server[0], "port": server[1], "database": name}
+        keywords |= {"uid": address["user"], "pwd": address["password"]}
+        return Database(module, system, keywords, "?", name, server)
+    if variant == "pure":
+        address = {**address, "use_pure": True}
+    return Database(module, system, address, namespace=name, server=server)

@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import itertools
 import traceback
+from datetime import date, time, timedelta
+from numbers import Number
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+_PLAIN = (str, bytes, bytearray, Number, date, time, timedelta, UUID)
 _VALUES = 10_000
+_SHOWN = 10_000
+"""Characters up to which a value is looked for in the form of its repr, too, as in an error that has arguments."""
 _SIGNIFICANT = 24
 """Databases cut long values in their errors, PostgreSQL after 64 bytes; this much of the beginning tells one."""
 
@@ -36,20 +42,18 @@ def describe(error: BaseException, given: Iterable[Any]) -> tuple[str, str]:
 
 
 def _texts(given: Iterable[Any]) -> Iterator[str]:
-    """Yield each value as an error may show it; what would have to be consumed to be seen stays untouched."""
+    """Yield each value as an error may show it. What is no plain value stays untouched: str() of it may do anything."""
     for value in given:
         if isinstance(value, dict):
             yield from _texts(value.values())
         elif isinstance(value, list | tuple | set | frozenset):
             yield from _texts(value)
-        elif value is None or isinstance(value, bool) or hasattr(value, "read"):
-            continue
-        else:
-            text = value.decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else str(value)
+        elif isinstance(value, _PLAIN) and not isinstance(value, bool):
+            text = value.decode("utf-8", "replace") if isinstance(value, bytes | bytearray) else f"{value}"
             if text.strip():
                 yield text
-            if (shown := repr(text)[1:-1]) != text:  # an error whose text is the repr of its arguments
-                yield shown
+                if len(text) < _SHOWN and (shown := repr(text)[1:-1]) != text:
+                    yield shown
 
 
 def _without(value: str, text: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,8 +24,7 @@ def duckdb(module: Any) -> None:
     """Patch the class of the connections in place, and the functions of the module."""
     connection_class = module.DuckDBPyConnection
     for name in _METHODS:
-        method = traced(_as_from(getattr(connection_class, name), itemgetter(slice(None))), _DRIVER)
-        setattr(connection_class, name, method)
+        setattr(connection_class, name, traced(_as_from(getattr(connection_class, name)), _DRIVER))
         setattr(module, name, _of_module(module, getattr(module, name)))
     for name in ("cursor", "duplicate"):
         setattr(connection_class, name, _named_alike(getattr(connection_class, name)))
@@ -44,7 +42,7 @@ def duckdb(module: Any) -> None:
 _DRIVER = Driver("duckdb", lambda connection: connection, lambda connection: Place("duckdb", _names.get(connection)))
 
 
-def _as_from(function: Callable[..., Any], without: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Callable[..., Any]:
+def _as_from(function: Callable[..., Any], *, of_module: bool = False) -> Callable[..., Any]:
     """Call a function of the library so that it sees the variables of who called the traced function.
 
     A query may name them as tables (https://duckdb.org/docs/stable/clients/python/data_ingestion), and the library
@@ -52,18 +50,19 @@ def _as_from(function: Callable[..., Any], without: Callable[[tuple[Any, ...]], 
 
     Args:
         function: What to call.
-        without: Takes from the arguments what is not for the function.
+        of_module: It takes no connection before the query, as a method does.
     """
+    ours = 3 if of_module else 2  # frames: this one, that of traced() and that of _of_module()
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        frame = sys._getframe(2)  # noqa: SLF001 - past the traced function
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        frame = sys._getframe(ours)  # noqa: SLF001 - its documented use
         variables = {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
-        variables[_CALL] = functools.partial(function, *without(args), **kwargs)
+        variables[_CALL] = functools.partial(function, *(args if of_module else (self, *args)), **kwargs)
         try:
             return eval(_CODE, frame.f_globals, variables)  # noqa: S307 - the way to a frame with given variables
         finally:
-            del frame
+            del frame, variables
 
     return call
 
@@ -74,7 +73,7 @@ _CODE = compile(f"{_CALL}()", "<mackerel_otel_server>", "eval")
 
 def _of_module(module: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the traced function of the module, which works with a connection that is given by name or the default."""
-    method = traced(_as_from(function, itemgetter(slice(1, None))), _DRIVER)
+    method = traced(_as_from(function, of_module=True), _DRIVER)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

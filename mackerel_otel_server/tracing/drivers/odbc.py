@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +40,10 @@ def pyodbc(module: Any) -> None:
             return connection
 
     module.connect = Connect(module.connect)
+    for ours, theirs in (_Connection, module.Connection), (_Cursor, module.Cursor):
+        for name, method in vars(ours).items():
+            if inspect.isfunction(method) and not name.startswith("_"):
+                functools.update_wrapper(method, getattr(theirs, name))
 
 
 def _pairs(text: Any) -> dict[str, str]:
@@ -110,7 +116,7 @@ class _Cursor(ObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
         return self.__wrapped__.__exit__(*details)
 
     def __iter__(self) -> Any:
-        return self
+        return iter(self.__wrapped__)
 
     def __next__(self) -> Any:
         return next(self.__wrapped__)

@@ -76,20 +76,23 @@ def psycopg2(module: Any) -> None:
 def psycopg2_extras(module: Any) -> None:
     """Make one span of ``execute_values()`` and of ``execute_batch()``, which put the values into what they execute."""
     for name in _EXTRAS:
-        setattr(module, name, _of_cursor(traced(getattr(module, name), _DRIVER)))
+        setattr(module, name, _of_cursor(getattr(module, name)))
 
 
 _EXTRAS = ("execute_values", "execute_batch")
 
 
 def _of_cursor(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a traced function take its cursor by name, too."""
+    """Trace a function whose first parameter ``cur`` may be given by name."""
+    method = traced(function, _DRIVER)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not args and "cur" in kwargs:
-            return function(kwargs.pop("cur"), **kwargs)
-        return function(*args, **kwargs)
+        if args:
+            return method(*args, **kwargs)
+        if "cur" in kwargs:
+            return method(kwargs.pop("cur"), **kwargs)
+        return function(**kwargs)
 
     return call
 
@@ -97,7 +100,7 @@ def _of_cursor(function: Callable[..., Any]) -> Callable[..., Any]:
 def _written(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the query; for one that ``execute_values()`` has put values into, the query that it was given.
 
-    Who has imported that function before us calls the original.
+    Who has imported that function before us calls the original. Of an error there the values are not known.
     """
     query = given_query(args, kwargs)
     if isinstance(query, bytes):
