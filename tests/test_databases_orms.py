@@ -52,3 +52,212 @@ report(found=found, many=many, database=[connection.vendor, connection.Database.
     assert [span["name"] for span in result.spans] == ["INSERT", "SELECT", "SELECT"]
     assert "s3cret-value" not in json.dumps(result.spans)
     assert {span["attributes"]["db.system.name"] for span in result.spans} == {database.system}
+
+
+SQLALCHEMY = """
+import sqlalchemy
+from sqlalchemy import event, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+class Base(DeclarativeBase):
+    pass
+class Thing(Base):
+    __tablename__ = TABLE
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sqlalchemy.String(50), unique=True)
+def url(drivername):
+    names = {"dbname": "database", "user": "username"}
+    return sqlalchemy.URL.create(drivername, **{names.get(key, key): value for key, value in ADDRESS.items()})
+"""
+THINGS = """
+    engine = sqlalchemy.create_engine(url(DIALECT), pool_size=1, max_overflow=0, poolclass=sqlalchemy.pool.QueuePool)
+    Base.metadata.create_all(engine)
+    try:
+        with Session(engine) as session:
+            session.connection()  # what the dialect asks at first
+        statements = []
+        event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+        with parent():
+            for _ in range(2):  # on one connection of the pool
+                with Session(engine) as session:
+                    found = session.scalars(sqlalchemy.select(Thing).where(Thing.name == SECRET)).all()
+                    session.add_all([Thing(name=f"{SECRET}{n}") for n in range(3)])
+                    session.flush()
+                    session.execute(text(f"UPDATE {TABLE} SET name = :name"
+                                         f" WHERE id = :id"), [{"id": n, "name": f"x{n}"} for n in (1000, 1001)])
+                    try:
+                        with session.begin_nested():
+                            session.add(Thing(name=f"{SECRET}1"))
+                            session.flush()
+                    except sqlalchemy.exc.IntegrityError as error:
+                        message = str(error.orig)
+                    session.rollback()
+        asked = list(statements)
+    finally:
+        Base.metadata.drop_all(engine)
+        engine.dispose()
+"""
+DIALECTS = {
+    "MySQLdb": "mysql+mysqldb",
+    "pymysql": "mysql+pymysql",
+    "psycopg2": "postgresql+psycopg2",
+    "psycopg": "postgresql+psycopg",
+    "sqlite3": "sqlite+pysqlite",
+}
+every_dialect = pytest.mark.parametrize("database", DIALECTS, indirect=True)
+
+
+@every_dialect
+def test_sqlalchemy_makes_one_span_a_query(run: Run, need: Callable[[str], None], database: Database) -> None:
+    need("sqlalchemy")
+    dialect = f"DIALECT = {DIALECTS[database.module]!r}\nif True:"
+    result = run(
+        REGISTER + SQLALCHEMY + dialect + THINGS + "report(message=message, statements=asked)", database.address
+    )
+    assert len(result.texts) >= 10
+    assert result.texts == result.facts["statements"]
+    assert all(database.place.items() <= span["attributes"].items() for span in result.spans)
+    assert len([span for span in result.spans if span["events"]]) == 2
+    assert "s3cret" not in json.dumps(result.spans)
+    assert "WARNING" not in result.log
+
+
+OWN = """
+from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+SQLAlchemyInstrumentor().instrument()
+"""
+
+
+@every_dialect
+@pytest.mark.parametrize("first", [True, False])
+def test_sqlalchemy_s_own_instrumentation_makes_the_only_span(
+    run: Run, need: Callable[[str], None], database: Database, *, first: bool
+) -> None:
+    need("sqlalchemy")
+    pytest.importorskip("opentelemetry.instrumentation.sqlalchemy")
+    result = run(
+        (REGISTER + OWN if first else OWN + REGISTER)
+        + SQLALCHEMY
+        + f"DIALECT = {DIALECTS[database.module]!r}\nif True:"
+        + THINGS
+        + f"""
+import importlib
+with parent(), closing(importlib.import_module({database.module!r}).connect(**ADDRESS)) as connection:
+    connection.cursor().execute("SELECT 'on its own'")
+scopes = [span.instrumentation_scope.name for span in exporter.get_finished_spans() if span.name != "parent"]
+report(statements=asked, scopes=scopes)
+""",
+        database.address,
+    )
+    ours = "mackerel_otel_server.tracing.queries"
+    assert [scope == ours for scope in result.facts["scopes"]] == [False] * (len(result.spans) - 1) + [True]
+    texts = [span["attributes"].get("db.query.text", span["attributes"].get("db.statement")) for span in result.spans]
+    texts = [text for text in texts if text is not None]  # it makes spans of connecting
+    assert texts[-1] == "SELECT 'on its own'"
+    # Theirs records what has no parent, too: the creation of the table.
+    start = texts.index(result.facts["statements"][0])
+    assert texts[start : start + len(result.facts["statements"])] == result.facts["statements"]
+
+
+@pytest.mark.parametrize("database", ["psycopg"], indirect=True)
+@pytest.mark.parametrize("own", [False, True])
+def test_sqlalchemy_for_asyncio_makes_one_span_a_query(
+    run: Run, need: Callable[[str], None], database: Database, *, own: bool
+) -> None:
+    need("sqlalchemy")
+    need("greenlet")
+    if own:
+        pytest.importorskip("opentelemetry.instrumentation.sqlalchemy")
+    result = run(
+        REGISTER
+        + (OWN if own else "")
+        + SQLALCHEMY
+        + """
+import asyncio
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+async def main():
+    engine = create_async_engine(url("postgresql+psycopg"))
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    try:
+        with parent():
+            async with AsyncSession(engine) as session:
+                session.add(Thing(id=1, name=SECRET))
+                await session.flush()
+                rows = (await session.scalars(sqlalchemy.select(Thing.id))).all()
+                async for row in await session.stream(sqlalchemy.select(Thing.name)):
+                    pass
+    finally:
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.drop_all)
+        await engine.dispose()
+    return rows
+report(rows=asyncio.run(main()))
+""",
+        database.address,
+    )
+    assert result.facts["rows"] == [1]
+    spans = [span for span in result.spans if span["attributes"].get("db.query.text")]
+    if own and not spans:
+        spans = [span for span in result.spans if span["attributes"].get("db.statement")]  # before 0.63b0
+    children = {span["parent_id"] for span in spans}
+    verbs = [span["name"].partition(" ")[0] for span in spans]
+    if own:  # which makes spans without a parent, too
+        parent = next(span["parent_id"] for span in spans if span["name"].startswith("INSERT"))
+        verbs = [verb for verb, span in zip(verbs, spans, strict=True) if span["parent_id"] == parent]
+    else:
+        assert len(children) == 1
+    assert verbs == ["INSERT", "SELECT", "SELECT"]
+    assert "s3cret-value" not in json.dumps(result.spans)
+    assert "Failed to detach" not in result.log
+
+
+def test_aiosqlite_is_traced_by_way_of_sqlite3_where_its_thread_has_the_context(
+    run: Run, need: Callable[[str], None]
+) -> None:
+    need("aiosqlite")
+    result = run(
+        REGISTER
+        + """
+import asyncio
+import aiosqlite
+async def main():
+    async with aiosqlite.connect(":memory:") as connection:
+        with parent():
+            async with connection.execute("SELECT ?", (SECRET,)) as cursor:
+                return await cursor.fetchone()
+report(row=asyncio.run(main()))
+"""
+    )
+    assert result.facts["row"] == ["s3cret-value"]
+    # Its thread knows nothing of the request: OpenTelemetry's threading instrumentation does not reach it either.
+    assert result.texts == []
+
+
+def test_django_s_persistent_connections_and_wrappers_make_one_span_a_query(
+    run: Run, need: Callable[[str], None]
+) -> None:
+    need("django")
+    result = run(
+        REGISTER
+        + """
+import django
+from django.conf import settings
+database = {"ENGINE": "django.db.backends.sqlite3", "NAME": "d.db", "CONN_MAX_AGE": None}
+settings.configure(DATABASES={"default": database})
+django.setup()
+from django.db import close_old_connections, connection, transaction
+calls = []
+def wrapper(execute, sql, params, many, context):
+    calls.append(sql)
+    return execute(sql, params, many, context)
+with parent(), connection.execute_wrapper(wrapper):
+    for number in range(2):
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT %s", [number])
+            first = cursor.fetchone()
+        close_old_connections()
+report(calls=calls, first=first)
+"""
+    )
+    assert result.facts == {"calls": ["BEGIN", "SELECT %s"] * 2, "first": [1]}
+    assert result.texts[-4:] == ["BEGIN", "SELECT ?"] * 2
