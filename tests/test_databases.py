@@ -433,3 +433,35 @@ report(errors=errors)
     )
     without, with_us = result.facts["errors"]
     assert without == with_us
+
+
+@pytest.mark.parametrize("database", ["mysql.connector"], indirect=True)
+def test_mysql_connector_for_asyncio_is_traced_like_the_other(run: Run, database: Database) -> None:
+    result = run(
+        """
+databases.register()
+import asyncio
+import mysql.connector.aio
+async def main():
+    with parent():
+        connection = await mysql.connector.aio.connect(**ADDRESS, ssl_disabled=True)
+        async with await connection.cursor() as cursor:
+            await cursor.execute("SELECT %s", (SECRET,))
+            rows = await cursor.fetchall()
+            try:
+                await cursor.execute("SELECT nothing")
+            except mysql.connector.Error as error:
+                rows.append([type(error).__name__])
+        async with await connection.cursor(dictionary=True) as cursor:
+            await cursor.executemany("SELECT %s AS a", [(1,), (2,)])
+        await connection.close()
+    return rows
+report(rows=asyncio.run(main()))
+""",
+        database.address,
+    )
+    assert result.facts["rows"] == [["s3cret-value"], ["ProgrammingError"]]
+    assert result.texts == ["SELECT %s", "SELECT nothing", "SELECT %s AS a"]
+    assert all(database.place.items() <= span["attributes"].items() for span in result.spans)
+    assert result.spans[1]["attributes"]["error.type"] == "ProgrammingError"
+    assert "s3cret-value" not in json.dumps(result.spans)

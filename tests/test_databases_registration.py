@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,64 @@ report(copy=MySQLdb.cursors.__name__)
     assert result.facts["copy"] == "MySQLdb.cursors"
     assert result.texts == ["SELECT 1", "SELECT 2"]
     assert "WARNING" not in result.log
+
+
+@pytest.mark.parametrize("database", ["psycopg2", "pymysql", "sqlite3"], indirect=True)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_driver_that_the_application_traces_with_a_line_of_its_own_makes_one_span(
+    run: Run, database: Database, *, first: bool
+) -> None:
+    theirs = f"""
+import {database.module} as driver
+from opentelemetry.instrumentation.dbapi import trace_integration
+trace_integration(driver, "connect", {database.system!r})
+"""
+    result = run(
+        (REGISTER + theirs if first else theirs + REGISTER)
+        + f"""
+with parent(), closing(driver.connect(**ADDRESS)) as connection:
+    cursor = connection.cursor()
+    cursor.execute("SELECT {database.placeholder}", (1,))
+    rows = [tuple(row) for row in cursor.fetchall()]
+report(rows=rows, scopes=[span.instrumentation_scope.name for span in exporter.get_finished_spans()][:-1])
+""",
+        database.address,
+    )
+    assert result.facts == {"rows": [[1]], "scopes": ["opentelemetry.instrumentation.dbapi"]}
+
+
+def test_any_other_driver_is_traced_by_one_line(
+    run: Run, need: Callable[[str], None], postgresql: dict[str, Any]
+) -> None:
+    need("pg8000")
+    result = run(
+        REGISTER
+        + """
+import pg8000.dbapi
+from opentelemetry.instrumentation.dbapi import trace_integration
+
+trace_integration(pg8000.dbapi, "connect", "postgresql")
+
+with parent() as span, closing(pg8000.dbapi.connect(**ADDRESS)) as connection:
+    cursor = connection.cursor()
+    cursor.execute("SELECT %s::text", (SECRET,))
+    rows = [list(row) for row in cursor.fetchall()]
+report(rows=rows, parent=format(span.get_span_context().span_id, "#018x"))
+""",
+        {
+            "host": postgresql["host"],
+            "port": postgresql["port"],
+            "user": postgresql["user"],
+            "password": postgresql["password"],
+            "database": postgresql["dbname"],
+        },
+    )
+    (span,) = result.spans
+    assert result.facts == {"rows": [["s3cret-value"]], "parent": span["parent_id"]}
+    attributes = span["attributes"]
+    assert span["kind"] == "SpanKind.CLIENT"
+    if "db.query.text" in attributes:
+        assert attributes["db.system.name"] == "postgresql"
+    # Mackerel reads the old name as well, which is all that releases before 0.63b0 know.
+    assert attributes.get("db.query.text", attributes.get("db.statement")) == "SELECT %s::text"
+    assert "s3cret-value" not in json.dumps(result.spans)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from querying import SQLITE3, Run
 
@@ -214,3 +217,80 @@ report(alive=alive)
     )
     assert result.facts["alive"] is False
     assert result.texts == ["SELECT nothing"]
+
+
+def test_a_query_that_another_query_calls_on_the_same_connection_has_its_own_span(run: Run) -> None:
+    result = run(
+        SQLITE3
+        + """
+with parent(), closing(sqlite3.connect("a.db")) as connection:
+    connection.create_function("ask", 0, lambda: connection.execute("SELECT 7").fetchone()[0])
+    rows = connection.execute("SELECT ask()").fetchall()
+report(rows=rows)
+"""
+    )
+    assert result.facts["rows"] == [[7]]
+    assert result.texts == ["SELECT 7", "SELECT ask()"]
+    inner, outer = result.spans
+    assert inner["parent_id"] == outer["context"]["span_id"]
+
+
+def test_threads_and_greenlets_that_a_query_starts_make_spans_of_their_own(
+    run: Run, need: Callable[[str], None]
+) -> None:
+    need("gevent")
+    result = run(
+        SQLITE3
+        + """
+import contextvars, threading
+import gevent
+def query(number):
+    with closing(sqlite3.connect("b.db")) as other:
+        other.execute(f"SELECT {number}").fetchall()
+        connection.execute(f"SELECT {number + 10}").fetchall()
+def start():
+    kept.append(gevent.spawn(contextvars.copy_context().run, query, 1))
+    kept.append(threading.Thread(target=contextvars.copy_context().run, args=(query, 2)))
+    return 0
+kept = []
+with parent() as span, closing(sqlite3.connect("a.db", check_same_thread=False)) as connection:
+    connection.create_function("start", 0, start)
+    connection.execute("SELECT start()").fetchall()
+    left = trace.get_current_span() is span
+    kept[0].join()
+    kept[1].start()
+    kept[1].join()
+report(left=left)
+"""
+    )
+    assert result.facts["left"] is True
+    assert result.texts == ["SELECT start()", "SELECT 1", "SELECT 11", "SELECT 2", "SELECT 12"]
+
+
+def test_greenlets_of_pymysql_under_gevent_do_not_take_each_other_s_queries_for_their_own(
+    run: Run, need: Callable[[str], None], mysql: dict[str, Any]
+) -> None:
+    need("gevent")
+    need("pymysql")
+    result = run(
+        """
+from gevent import monkey
+monkey.patch_all()
+import contextvars
+import gevent
+databases.register()
+import pymysql
+def work(number):
+    with closing(pymysql.connect(**ADDRESS)) as connection, connection.cursor() as cursor:
+        cursor.executemany("SELECT SLEEP(0.02), %s", [(number,), (number,)])
+        cursor.execute("SELECT %s", (number,))
+with parent() as span:
+    greenlets = [gevent.spawn(contextvars.copy_context().run, work, number) for number in range(5)]
+    gevent.joinall(greenlets, raise_error=True)
+report(left=trace.get_current_span() is trace.INVALID_SPAN)
+""",
+        mysql,
+    )
+    assert result.facts["left"] is True
+    assert sorted(result.texts) == ["SELECT %s"] * 5 + ["SELECT SLEEP(0.02), %s"] * 5
+    assert len({span["parent_id"] for span in result.spans}) == 1
