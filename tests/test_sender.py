@@ -325,7 +325,7 @@ def test_a_signal_handler_may_end_spans_in_the_middle_of_the_end_of_a_span(worke
 
 
 def test_what_was_sent_and_has_no_answer_is_told_apart_from_what_was_not_sent(worker: Make) -> None:
-    with FaultServer(Step(never)) as server:
+    with FaultServer(Step(act=never)) as server:
         process = worker(server.url, OTEL_BSP_MAX_EXPORT_BATCH_SIZE="3", OTEL_BSP_SCHEDULE_DELAY="60000")
         process.work(3)
         process.wait_until(lambda: process.sender.counts().unanswered == 3)
