@@ -308,6 +308,16 @@ def test_a_query_through_sqlalchemy_is_the_span_of_its_driver(run: Run, script: 
     assert result.warnings == []
 
 
+def test_where_sqlalchemy_s_instrumentation_writes_its_span_into_the_statement_that_span_is_the_only_one(
+    run: Run,
+) -> None:
+    if find_spec("opentelemetry.instrumentation.sqlite3"):
+        pytest.skip("the instrumentation of sqlite3 is installed, and does not step aside")
+    result = run(START + THEIRS + ".instrument(enable_commenter=True)\n" + QUERY)
+    spans = [span for span in result.spans if "SELECT 41" in str(span["attributes"])]
+    assert [span["scope"] for span in spans] == ["opentelemetry.instrumentation.sqlalchemy"] * 2
+
+
 @pytest.mark.parametrize("driver", ["psycopg2", "pymysql"])
 def test_a_driver_s_own_instrumentation_goes_before_that_of_sqlalchemy(
     run: Run, need: Callable[[str], None], request: pytest.FixtureRequest, driver: str
