@@ -19,7 +19,9 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.23.1"
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _LONGEST_METHOD: Final = 64
-_CREATED_BY_SERVERS_ERROR: Final = 500
+SERVER_ERROR: Final = 500
+"""4xx are the client's."""
+_VERSIONS: Final = {"HTTP/1.1": "1.1", "HTTP/2.0": "2", "HTTP/3.0": "3"}
 # https://opentelemetry.io/docs/specs/semconv/registry/attributes/url/#url-query
 _SECRET_KEYS: Final = (
     "AWSAccessKeyId",
@@ -102,16 +104,16 @@ def response_attributes(options: HttpOptions, status: int) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
     if options.new_names:
         attributes["http.response.status_code"] = status
-        if status >= _CREATED_BY_SERVERS_ERROR:
+        if status >= SERVER_ERROR:
             attributes["error.type"] = str(status)
     if options.old_names:
         attributes["http.status_code"] = status
     return attributes
 
 
-def is_error(status: int) -> bool:
-    """Tell whether a status code is the server's own failure; 4xx are the client's."""
-    return status >= _CREATED_BY_SERVERS_ERROR
+def version_of(protocol: str) -> str:
+    """Return ``1.1`` for ``HTTP/1.1``, and ``2`` for the ``HTTP/2.0`` that Gunicorn has."""
+    return _VERSIONS.get(protocol) or protocol.rpartition("/")[2]
 
 
 def header_attributes(

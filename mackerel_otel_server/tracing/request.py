@@ -25,7 +25,6 @@ TRACE_ID: Final = "otel_trace_id"
 """Where a WSGI environ holds the trace id in hexadecimal digits, for access logs; SPAN_ID likewise."""
 SPAN_ID: Final = "otel_span_id"
 
-_SERVER_ERROR: Final = 500
 _NO_ATTRIBUTES: Final[dict[str, Any]] = {}
 _ROOT: Final = context.Context()
 
@@ -72,9 +71,23 @@ class Request:
         route: The template that the framework found, once it is known.
         status: Of the response, 0 before it has one.
         is_sending: Whether a part of the response's body is on its way.
+        application: The innermost of those that are known to serve the request.
+        is_dropped: Whether the span is never to end, because another instrumentation decides about this application's.
     """
 
-    __slots__ = ("_method", "_prefix", "_recorded", "context", "error_type", "is_sending", "route", "span", "status")
+    __slots__ = (
+        "_method",
+        "_prefix",
+        "_recorded",
+        "application",
+        "context",
+        "error_type",
+        "is_dropped",
+        "is_sending",
+        "route",
+        "span",
+        "status",
+    )
 
     def __init__(self, method: str, prefix: str, span: Span, parent: Context) -> None:
         self._method = method
@@ -85,6 +98,8 @@ class Request:
         self.route: str | None = None
         self.status = 0
         self.is_sending = False
+        self.is_dropped = False
+        self.application: Any = None
         self.error_type: str | None = None
 
     def record(self, error: BaseException) -> None:
@@ -106,7 +121,7 @@ class Request:
         """Note an exception that leaves the application: the server answers with its own page, if it still can."""
         self.record(error)
         if not self.is_sending:
-            self.status = _SERVER_ERROR
+            self.status = http.SERVER_ERROR
 
     def add_header_attributes(self, kind: str, headers: Any) -> None:
         """Add captured headers; ``headers`` yields pairs of str."""
@@ -117,6 +132,10 @@ class Request:
         except Exception:
             log.debug("headers are not captured", exc_info=True)
 
+    def add_prefix(self, prefix: str) -> None:
+        """Say that the routes to come are those of an application mounted at ``prefix``."""
+        self._prefix += prefix
+
     def give_way(self, span: Span) -> None:
         """Let another instrumentation's span stand for this request; ours never ends, so it is never sent."""
         self.span = None
@@ -126,14 +145,14 @@ class Request:
         """End the span, the first time this is called.
 
         Args:
-            route: The template, where ``self.route`` has none.
+            route: The template, where it is not ``self.route``.
         """
         span, self.span = self.span, None
-        if span is None:
+        if span is None or self.is_dropped:
             return
         try:
             if span.is_recording():
-                self._complete(span, self.route or route)
+                self._complete(span, route or self.route)
             span.end()
         except Exception:
             log.debug("a server span did not end", exc_info=True)
@@ -146,7 +165,7 @@ class Request:
         if self.error_type is not None and options.new_names:
             attributes["error.type"] = self.error_type
         span.set_attributes(attributes)
-        if self.error_type is not None or self.status >= _SERVER_ERROR:
+        if self.error_type is not None or self.status >= http.SERVER_ERROR:
             span.set_status(Status(StatusCode.ERROR))
 
     def __del__(self) -> None:
@@ -203,18 +222,23 @@ def show_ids(span: Span, carrier: dict[str, Any]) -> None:
     carrier[TRACE_ID] = trace_id = f"{ids.trace_id:032x}"
     carrier[SPAN_ID] = f"{ids.span_id:016x}"
     if _on_trace_id is not None:
-        _on_trace_id(trace_id)
+        try:
+            _on_trace_id(trace_id)
+        except Exception:
+            log.debug("the server's log does not take the trace id", exc_info=True)
 
 
 def has_outer_span() -> bool:
-    """Tell whether someone else's span is current: a middleware of the user's own makes the server span.
+    """Tell whether a server span is current: a middleware of the user's own makes them.
 
-    A span that has ended is a leak of an earlier request in this thread, not a parent.
+    A span that has ended is a leak of an earlier request in this thread, and one of another kind no server span.
     """
     span = trace.get_current_span()
     if span is trace.INVALID_SPAN:
         return False
-    return span.is_recording() or isinstance(span, NonRecordingSpan)
+    if isinstance(span, NonRecordingSpan):
+        return True
+    return span.is_recording() and getattr(span, "kind", SpanKind.SERVER) is SpanKind.SERVER
 
 
 def extract(carrier: Any, getter: Getter[Any], *, has_headers: bool) -> Context | None:

@@ -10,13 +10,20 @@ from typing import Any
 from mackerel_otel_server.log import log
 
 
-def of_environ(environ: dict[str, Any]) -> str | None:
-    """Return the template that Bottle or Pyramid matched, None where no route did. Never raises."""
+def of_environ(environ: dict[str, Any], route: str | None) -> str | None:
+    """Return the template that Bottle matched, None where it did not. Never raises.
+
+    Args:
+        environ: At the end of the request.
+        route: What a framework within has told: Bottle may have mounted its application.
+    """
+    if "bottle.route" not in environ:
+        return None
     try:
-        if "bottle.route" in environ:  # Bottle._handle()
-            return str(environ["bottle.route"].rule)
-        if "bfg.routes.route" in environ:  # pyramid/router.py
-            return str(environ["bfg.routes.route"].pattern)
+        matched = environ["bottle.route"]  # Bottle._handle()
+        if route is None:
+            return str(matched.rule)
+        return str(matched.config.get("mountpoint.prefix", "")).rstrip("/") + route
     except Exception:
         log.debug("no route", exc_info=True)
-    return None
+        return None

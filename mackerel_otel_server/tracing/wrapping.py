@@ -40,6 +40,11 @@ def wrap_callable(application: Any, call: Call) -> Any:
     return _TracedCallable(application, call)
 
 
+def unwrapped(application: Any) -> Any:
+    """Return what a proxy of wrap_callable() stands for; anything else itself."""
+    return application.__wrapped__ if isinstance(application, _TracedCallable) else application
+
+
 def wrap_class(cls: type, call: Call) -> bool:
     """Trace the calls of all instances of a class, those that exist included.
 

@@ -9,22 +9,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from opentelemetry.context import attach, detach
+from opentelemetry.context import attach, detach, get_current
 from opentelemetry.propagators.textmap import Getter
 
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate, http, request, routes, wrapping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from mackerel_otel_server.tracing.request import Request
 
 _ARGUMENTS: Final = 2
 _STATUS_DIGITS: Final = 3
+_SAFE: Final = "".join(map(chr, range(0x21, 0x7F)))
 
 _aside: dict[int, Any] = {}
 """Applications, by id, whose server spans another instrumentation makes."""
+_served: dict[int, Any] = {}
+"""Applications, by id, that the server itself calls, so that the SCRIPT_NAME they get is the server's own."""
+_mounts: tuple[str, ...] = ()
 
 
 def trace_wsgi(application: Any) -> Any:
@@ -39,9 +43,28 @@ def trace_wsgi(application: Any) -> Any:
     return wrapping.wrap(application, call)
 
 
+def trace_served(application: Any) -> Any:
+    """Trace what a server has loaded as its application; see trace_wsgi()."""
+    note_served(application)
+    return trace_wsgi(application)
+
+
 def trace_callable(application: Any) -> Any:
     """Return a proxy that makes every request a server span, for a server's own reference to the application."""
+    note_served(application)
     return wrapping.wrap_callable(application, call)
+
+
+def note_served(application: Any) -> None:
+    """Remember that the server itself calls this application, no middleware between the two."""
+    application = wrapping.unwrapped(application)
+    _served[_identity(application)] = application
+
+
+def note_mounts(mounts: Iterable[str]) -> None:
+    """Name the paths at which a server has mounted its applications, ``/shop``."""
+    global _mounts
+    _mounts = tuple(mounts)
 
 
 def trace_class(cls: type) -> None:
@@ -52,19 +75,24 @@ def trace_class(cls: type) -> None:
 
 def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a WSGI callable inside a server span, unless its request has one already or this process does not trace."""
-    if (
-        len(args) != _ARGUMENTS
-        or kwargs
-        or not isinstance(args[0], dict)
-        or request.KEY in args[0]
-        or not gate.open_for_request()
-    ):
+    if len(args) != _ARGUMENTS or kwargs or not isinstance(args[0], dict) or not gate.open_for_request():
         return application(*args, **kwargs)
     environ, start_response = args
+    if request.KEY in environ:
+        _note_nested(environ[request.KEY], application)
+        return application(environ, start_response)
     begun = _begin(application, environ)
     if begun is None:
         return application(environ, start_response)
     return _serve(begun, application, environ, start_response)
+
+
+def _note_nested(begun: Request | None, application: Any) -> None:
+    """Note that a request has come to an application within the one that its span began with."""
+    if begun is not None and begun.span is not None:
+        begun.application = application
+        if _aside and _identity(application) in _aside:
+            begun.is_dropped = True
 
 
 def _begin(application: Any, environ: dict[str, Any]) -> Request | None:
@@ -91,13 +119,15 @@ def _begin(application: Any, environ: dict[str, Any]) -> Request | None:
             method=get("REQUEST_METHOD", ""),
             scheme=scheme,
             path=path,
-            query=get("QUERY_STRING", ""),
+            query=_quoted(get("QUERY_STRING", "")),
             host=host,
             client=get("REMOTE_ADDR", ""),
-            version=get("SERVER_PROTOCOL", "").rpartition("/")[2],
+            version=http.version_of(get("SERVER_PROTOCOL", "")),
             user_agent=get("HTTP_USER_AGENT", ""),
         )
-        begun = request.begin(method, get("SCRIPT_NAME", ""), attributes, parent, environ)
+        prefix = _mount(application, get("SCRIPT_NAME"))
+        begun = request.begin(method, prefix, attributes, parent, environ)
+        begun.application = application
         if options.request_headers is not None:
             begun.add_header_attributes("request", _headers(environ))
     except Exception:
@@ -114,19 +144,19 @@ def _serve(
         body = application(environ, _StartResponse(begun, start_response))
     except BaseException as error:
         begun.failed(error)
-        begun.end(routes.of_environ(environ))
+        begun.end(routes.of_environ(environ, begun.route))
         raise
     finally:
         detach(token)
     if begun.span is None:
         # Another instrumentation has taken the request over: it shall do so alone from now on.
-        _aside[_identity(application)] = application
+        _aside[_identity(begun.application)] = begun.application
     kind = type(body)
-    if kind is list or kind is tuple:
+    if kind is list:
         return _Chunks(body, begun, environ)
     if kind is bytes or kind is str or body is None:
         # No iterable of WSGI's, but uWSGI takes bytes; and what is wrong with the rest is between those two.
-        begun.end(routes.of_environ(environ))
+        begun.end(routes.of_environ(environ, begun.route))
         return body
     if _is_file(body, environ):
         return _closing(body, begun, environ)
@@ -136,7 +166,7 @@ def _serve(
 class _StartResponse:
     """The server's ``start_response``, which a request notes the status of."""
 
-    __slots__ = ("_begun", "_start_response")
+    __slots__ = ("_begun", "_start_response", "_write")
 
     def __init__(self, begun: Request, start_response: Callable[..., Any]) -> None:
         self._begun = begun
@@ -144,47 +174,63 @@ class _StartResponse:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         begun = self._begun
+        if len(args) > _ARGUMENTS or kwargs:
+            self._note_error(*args, **kwargs)
+        # What the server refuses is not sent.
+        self._write = self._start_response(*args, **kwargs)
         try:
             status = args[0] if args else kwargs["status"]
             begun.status = int(status[:_STATUS_DIGITS])
             if request.options.response_headers is not None:
-                begun.add_header_attributes("response", args[1])
+                begun.add_header_attributes("response", args[1] if len(args) > 1 else kwargs["headers"])
         except Exception:
-            # For the server to complain about.
             log.debug("a response cannot be understood", exc_info=True)
-        return self._start_response(*args, **kwargs)
+        return self.write
+
+    def write(self, data: Any) -> Any:
+        """Write a part of the body, as PEP 3333 has it for frameworks from before it."""
+        if data:
+            self._begun.is_sending = True
+        return self._write(data)
+
+    def _note_error(self, status: Any = "", headers: Any = None, exc_info: Any = None) -> None:  # noqa: ARG002 - PEP 3333's names
+        """Note the exception that an error page is about."""
+        try:
+            if exc_info and int(status[:_STATUS_DIGITS]) >= http.SERVER_ERROR:
+                self._begun.record(exc_info[1])
+        except Exception:
+            log.debug("an exception is not noted", exc_info=True)
 
 
-class _Chunks:
-    """A body that is complete: a list or tuple, whose iteration runs no code of the application."""
+class _Chunks(list):  # type: ignore[type-arg]
+    """A body that is complete, and the list that it was for the middlewares around: no code runs while it is sent."""
 
-    __slots__ = ("_begun", "_environ", "_iterable")
+    __slots__ = ("_begun", "_environ")
 
-    def __init__(self, iterable: Any, begun: Request, environ: dict[str, Any]) -> None:
-        self._iterable = iterable
+    def __init__(self, chunks: list[Any], begun: Request, environ: dict[str, Any]) -> None:
+        super().__init__(chunks)
         self._begun = begun
         self._environ = environ
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._iterable)
-
-    def __len__(self) -> int:
-        # Servers add a Content-Length to what is one chunk.
-        return len(self._iterable)
-
     def close(self) -> None:
-        self._begun.end(routes.of_environ(self._environ))
+        self._begun.end(routes.of_environ(self._environ, self._begun.route))
 
 
 class _Body:
     """A body that the application makes while it is sent: its code runs inside the span, the server's does not."""
 
-    __slots__ = ("_begun", "_environ", "_iterable", "_next")
+    __slots__ = ("_begun", "_context", "_environ", "_iterable", "_next")
 
     def __init__(self, iterable: Any, begun: Request, environ: dict[str, Any]) -> None:
         self._iterable = iterable
         self._begun = begun
         self._environ = environ
+        # A generator that has made a span of its own current finds it so again when it goes on.
+        self._context = begun.context
+        self._next: Callable[[], Any] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterable, name)
 
     def __iter__(self) -> _Body:
         self._next = self._inside(iter, self._iterable).__next__
@@ -192,8 +238,11 @@ class _Body:
 
     def __next__(self) -> Any:
         begun = self._begun
-        token = attach(begun.context)
+        token = attach(self._context)
         try:
+            if self._next is None:
+                # A middleware takes the generator of an application for what it is.
+                self._next = iter(self._iterable).__next__
             chunk = self._next()
         except StopIteration:
             raise
@@ -201,21 +250,24 @@ class _Body:
             begun.failed(error)
             raise
         finally:
+            self._context = get_current()
             detach(token)
         if chunk and not begun.is_sending:
             begun.is_sending = True
         return chunk
 
     def close(self) -> None:
+        # The response is on its way: what fails now is noted, but its status stays what it was.
+        self._begun.is_sending = True
         try:
             close = getattr(self._iterable, "close", None)
             if close is not None:
                 self._inside(close)
         finally:
-            self._begun.end(routes.of_environ(self._environ))
+            self._begun.end(routes.of_environ(self._environ, self._begun.route))
 
     def _inside(self, function: Callable[..., Any], *args: Any) -> Any:
-        token = attach(self._begun.context)
+        token = attach(self._context)
         try:
             return function(*args)
         except BaseException as error:
@@ -244,18 +296,24 @@ def _is_file(body: Any, environ: dict[str, Any]) -> bool:
 def _closing(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
     """Return the same object, whose ``close()`` ends the span as well."""
     theirs = getattr(body, "close", None)
+    own = "close" in getattr(body, "__dict__", ())
 
     def close() -> Any:
         try:
+            # It shall not hold itself alive.
+            if own:
+                body.close = theirs
+            else:
+                del body.close
             return theirs() if theirs is not None else None
         finally:
-            begun.end(routes.of_environ(environ))
+            begun.end(routes.of_environ(environ, begun.route))
 
     try:
         body.close = close
     except Exception:
         # It takes no attributes. The span ends when the file is handed over.
-        begun.end(routes.of_environ(environ))
+        begun.end(routes.of_environ(environ, begun.route))
     return body
 
 
@@ -269,7 +327,24 @@ def _path(environ: dict[str, Any]) -> str:
     if not path.startswith("/") and "://" in path:
         # The absolute form that proxies are asked with.
         path = f"/{path.partition('://')[2].partition('/')[2]}"
-    return path
+    return _quoted(path)
+
+
+def _quoted(text: str) -> str:
+    """Percent-encode the bytes that a client should have encoded itself."""
+    return text if text.isascii() else quote(text, safe=_SAFE, encoding="latin-1", errors="replace")
+
+
+def _mount(application: Any, script_name: str | None) -> str:
+    """Return where the server has mounted the application: what its routes begin with.
+
+    A middleware that stands between the server and this application may have put a tenant's name there, say, of which
+    there is no end.
+    """
+    if not script_name or _identity(application) in _served:
+        return script_name or ""
+    found = (mount for mount in _mounts if script_name == mount or script_name.startswith(f"{mount}/"))
+    return max(found, key=len, default="")
 
 
 def _headers(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:

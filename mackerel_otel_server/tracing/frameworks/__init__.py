@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import wrapt
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing.frameworks import django, flask
-from mackerel_otel_server.tracing.wsgi import trace_wsgi
+from mackerel_otel_server.tracing.frameworks import bottle, django, falcon, flask, pyramid, werkzeug
+from mackerel_otel_server.tracing.wsgi import trace_served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-_FRAMEWORKS: Final = (django, flask)
+_FRAMEWORKS: Final = (bottle, django, falcon, flask, pyramid, werkzeug)
 
 _registered: set[str] = set()
 
@@ -36,7 +36,7 @@ def register_callable(module: str, name: str) -> None:
 
     For a server that imports the application itself and offers no hook between that and its first request.
     """
-    _replace_on_import(module, name, trace_wsgi)
+    _replace_on_import(module, name, trace_served)
 
 
 def register_factory(module: str, name: str) -> None:
@@ -47,7 +47,7 @@ def register_factory(module: str, name: str) -> None:
 def _trace_factory(factory: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(factory)
     def make(*args: Any, **kwargs: Any) -> Any:
-        return trace_wsgi(factory(*args, **kwargs))
+        return trace_served(factory(*args, **kwargs))
 
     return make
 

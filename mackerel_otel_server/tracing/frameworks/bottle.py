@@ -1,0 +1,48 @@
+"""Bottle. It leaves its route in the environ, see ``routes``."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing.http import SERVER_ERROR
+from mackerel_otel_server.tracing.request import KEY
+from mackerel_otel_server.tracing.wsgi import trace_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+
+def _trace_class(module: ModuleType) -> None:
+    trace_class(module.Bottle)
+
+
+def _note_errors(module: ModuleType) -> None:
+    """Note the exceptions that Bottle makes an HTTPError of, for its 500 page or the application's.
+
+    https://bottlepy.org/docs/stable/api.html#bottle.HTTPError
+    """
+    original = module.HTTPError.__init__
+
+    @functools.wraps(original)
+    def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        try:
+            if isinstance(self.exception, BaseException) and self.status_code >= SERVER_ERROR:
+                begun = module.request.environ.get(KEY)
+                if begun is not None:
+                    begun.record(self.exception)
+        except Exception:
+            log.debug("an exception is not noted", exc_info=True)
+
+    module.HTTPError.__init__ = initialize
+
+
+def _hook(module: ModuleType) -> None:
+    _trace_class(module)
+    _note_errors(module)
+
+
+HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {"bottle": _hook}
