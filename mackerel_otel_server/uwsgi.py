@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mackerel_otel_server import log as log_module
 from mackerel_otel_server import worker
@@ -26,6 +28,8 @@ except ImportError as error:
     ) from error
 
 _NEVER_RESPAWNED = (0, 2**64 - 1)  # the second one without a master
+_LOADING_AT_MOST: Final = 600.0
+"""Seconds after which nobody waits for the applications of a worker any more."""
 
 
 def install() -> None:
@@ -64,9 +68,18 @@ def _is_no_worker() -> bool:
 
 def _is_first() -> bool:
     """Tell whether this is worker 1 for the first time since the server started."""
+    return uwsgi.worker_id() == 1 and _own().get("respawn_count", 0) in _NEVER_RESPAWNED
+
+
+def _own() -> dict[str, Any]:
+    """Return what uWSGI tells about this worker."""
     own_id = uwsgi.worker_id()
-    own: dict[str, Any] = next((w for w in uwsgi.workers() if w["id"] == own_id), {})
-    return own_id == 1 and own.get("respawn_count", 0) in _NEVER_RESPAWNED
+    return next((worker for worker in uwsgi.workers() or () if worker["id"] == own_id), {})
+
+
+def _applications() -> tuple[dict[str, Any], ...]:
+    """Return what uWSGI tells about the applications of this worker; none while they are still being loaded."""
+    return tuple(_own().get("apps", ()))
 
 
 def _write(record: logging.LogRecord) -> None:
@@ -134,8 +147,76 @@ def _after_fork() -> None:
     try:
         if not _is_no_worker() and worker.start():
             _chain_atexit()
+            _follow_requests()
+            if _is_first():
+                _look_at_applications()
     except Exception:
         log.exception("tracing cannot start, the application serves without it")
+
+
+def _follow_requests() -> None:
+    """Tell the requests where this server mounts applications, and its log their trace ids."""
+    from mackerel_otel_server.tracing import request, wsgi
+
+    wsgi.note_mounts(lambda: [app["mountpoint"].decode("latin-1") for app in _applications()])
+    # https://uwsgi-docs.readthedocs.io/en/latest/LogFormat.html
+    if f"%({request.TRACE_ID})" in (_option("log-format", "logformat") or ""):
+        request.announce_trace_id(lambda trace_id: uwsgi.set_logvar(request.TRACE_ID, trace_id))
+
+
+def _look_at_applications() -> None:
+    """Say which applications are not traced, once uWSGI has loaded them: under lazy-apps that is yet to come."""
+    if _applications():
+        _say_what_is_not_traced()
+    else:
+        threading.Thread(target=_wait_for_applications, name="mackerel_otel_server.uwsgi", daemon=True).start()
+
+
+def _wait_for_applications() -> None:
+    waited, step, event = 0.0, 0.05, threading.Event()
+    try:
+        while not _applications() and waited < _LOADING_AT_MOST:
+            event.wait(step)
+            waited, step = waited + step, min(step * 1.5, 1.0)
+        _say_what_is_not_traced()
+    except Exception:
+        log.debug("nobody knows whether the applications are traced", exc_info=True)
+
+
+def _say_what_is_not_traced() -> None:
+    from mackerel_otel_server.tracing import frameworks, wrapping
+
+    apps = _applications()
+    if len({app["interpreter"] for app in apps}) > 1:
+        log.warning(
+            "only the first application is traced, because uWSGI gives each of the others a Python interpreter of its "
+            "own; add this line to its ini file: single-interpreter = true"
+        )
+    if frameworks.are_imported():
+        # What is no framework's application is most likely a middleware around one, which is traced there.
+        return
+    for address in {app["callable"] for app in apps}:
+        name, module = _find(address)
+        if module is None or wrapping.is_traced(vars(module)[name]):
+            continue
+        log.warning(
+            "the requests to %r of %s make no server spans, because it is a plain callable that uWSGI loads by itself; "
+            "end that file with these two lines:\nfrom mackerel_otel_server import trace_wsgi\n%s = trace_wsgi(%s)",
+            name,
+            getattr(module, "__file__", None) or module.__name__,
+            name,
+            name,
+        )
+
+
+def _find(address: int) -> tuple[str, Any]:
+    """Return the name of an object that uWSGI calls, and the module that holds it: of its own making if possible."""
+    modules = [module for module in sys.modules.copy().values() if module is not None]
+    for module in sorted(modules, key=lambda module: not getattr(module, "__name__", "").startswith("uwsgi_file_")):
+        for name, value in getattr(module, "__dict__", {}).copy().items():
+            if id(value) == address:
+                return name, module
+    return "", None
 
 
 def _chain_atexit() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from servers import Server, environment, gunicorn, server_spans, uwsgi
+from servers import Server, environment, gunicorn
 
 from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
 

@@ -108,7 +108,10 @@ class Request:
         if span is None or self._recorded == id(error):
             return
         # The number, not the exception: its traceback leads back here.
-        self._recorded = id(error)
+        recorded, self._recorded = self._recorded, id(error)
+        if recorded and type(error) is SystemError and id(error.__cause__) == recorded:
+            # What CPython makes of the recorded one when uWSGI's start_response has taken it.
+            return
         self.error_type = _type_name(error)
         try:
             if span.is_recording():

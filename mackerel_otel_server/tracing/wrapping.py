@@ -35,9 +35,13 @@ def wrap(application: Any, call: Call) -> Any:
 
 def wrap_callable(application: Any, call: Call) -> Any:
     """Return a proxy for ``application`` that traces, and is transparent otherwise; itself if it is traced already."""
-    if isinstance(application, _TracedCallable) or hasattr(getattr(type(application), "__call__", None), _WRAPPED):  # noqa: B004 - not whether it is callable
-        return application
-    return _TracedCallable(application, call)
+    return application if is_traced(application) else _TracedCallable(application, call)
+
+
+def is_traced(application: Any) -> bool:
+    """Tell whether the calls of an application are traced."""
+    call = getattr(type(application), "__call__", None)  # noqa: B004 - not whether it is callable
+    return isinstance(application, _TracedCallable) or hasattr(call, _WRAPPED)
 
 
 def unwrapped(application: Any) -> Any:

@@ -6,6 +6,8 @@ https://peps.python.org/pep-3333/
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -16,7 +18,7 @@ from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate, http, request, routes, wrapping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
     from mackerel_otel_server.tracing.request import Request
 
@@ -28,7 +30,7 @@ _aside: dict[int, Any] = {}
 """Applications, by id, whose server spans another instrumentation makes."""
 _served: dict[int, Any] = {}
 """Applications, by id, that the server itself calls, so that the SCRIPT_NAME they get is the server's own."""
-_mounts: tuple[str, ...] = ()
+_find_mounts: Callable[[], Iterable[str]] = tuple
 
 
 def trace_wsgi(application: Any) -> Any:
@@ -61,10 +63,14 @@ def note_served(application: Any) -> None:
     _served[_identity(application)] = application
 
 
-def note_mounts(mounts: Iterable[str]) -> None:
-    """Name the paths at which a server has mounted its applications, ``/shop``."""
-    global _mounts
-    _mounts = tuple(mounts)
+def note_mounts(find: Callable[[], Iterable[str]]) -> None:
+    """Say where a server has mounted its applications.
+
+    Args:
+        find: Returns the paths, ``/shop``; called once, by the first request that comes with a SCRIPT_NAME.
+    """
+    global _find_mounts
+    _find_mounts = functools.cache(find)
 
 
 def trace_class(cls: type) -> None:
@@ -343,7 +349,7 @@ def _mount(application: Any, script_name: str | None) -> str:
     """
     if not script_name or _identity(application) in _served:
         return script_name or ""
-    found = (mount for mount in _mounts if script_name == mount or script_name.startswith(f"{mount}/"))
+    found = (mount for mount in _find_mounts() if script_name == mount or script_name.startswith(f"{mount}/"))
     return max(found, key=len, default="")
 
 

@@ -8,16 +8,18 @@ from flask.views import MethodView
 app = Flask(__name__)
 
 
-class Handled(Exception):
+class HandledError(Exception):
     pass
 
 
 class AnotherTeapotError(Exception):
+    __module__ = "web_flask"  # also where uWSGI has loaded this file by itself
+
     def __str__(self):
         return "no text"
 
 
-@app.errorhandler(Handled)
+@app.errorhandler(HandledError)
 def handled(error):
     return "handled", 409
 
@@ -30,7 +32,7 @@ def item(item):
 @app.get("/fail/<kind>")
 def fail(kind):
     if kind == "handled":
-        raise Handled("on purpose")
+        raise HandledError("on purpose")
     if kind == "abort":
         abort(403)
     if kind == "503":

@@ -7,6 +7,7 @@ module here names in ``HOOKS`` which modules of one framework it changes, and ho
 from __future__ import annotations
 
 import functools
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import wrapt
@@ -29,6 +30,11 @@ def register() -> None:
     for framework in _FRAMEWORKS:
         for module, hook in framework.HOOKS.items():
             _on_import(module, hook, key=module)
+
+
+def are_imported() -> bool:
+    """Tell whether one of the frameworks is in use."""
+    return any(module in sys.modules for framework in _FRAMEWORKS for module in framework.HOOKS)
 
 
 def register_callable(module: str, name: str) -> None:
