@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["__version__", "instrument", "shutdown", "stats", "trace_wsgi"]
+__all__ = ["__version__", "instrument", "shutdown", "stats", "trace_asgi", "trace_wsgi"]
 
 __version__ = "0.1.0"
 
@@ -24,9 +24,9 @@ def instrument(
 ) -> None:
     """Trace this process, and every worker that it forks.
 
-    For ``wsgi.py``, ``manage.py`` or a script; call it before the application is imported. May be called twice and
-    beside the server's hooks: a process has one pipeline. Never raises; what is wrong with the settings is logged,
-    and the application serves without tracing.
+    For ``wsgi.py``, ``asgi.py``, ``manage.py`` or a script; call it before the application is imported. May be called
+    twice and beside the server's hooks: a process has one pipeline. Never raises; what is wrong with the settings is
+    logged, and the application serves without tracing.
 
     The arguments win over the environment.
 
@@ -77,6 +77,20 @@ def stats() -> dict[str, Any]:
     from mackerel_otel_server import worker
 
     return worker.stats()
+
+
+def trace_asgi(application: Any) -> Any:
+    """Make every request and every WebSocket session of an ASGI callable a server span, if this process traces.
+
+    Args:
+        application: The ASGI callable: ``application = trace_asgi(application)``.
+
+    Returns:
+        A framework's application object itself, or a proxy with a plain callable's own attributes.
+    """
+    from mackerel_otel_server.tracing import asgi
+
+    return asgi.trace_asgi(application)
 
 
 def trace_wsgi(application: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server import log as log_module
+from mackerel_otel_server import uvicorn
 from mackerel_otel_server import worker as tracing_worker
 from mackerel_otel_server.log import log
 
@@ -81,6 +82,7 @@ def post_fork(server: Any, worker: Any) -> None:
         if worker.age > 1:
             tracing_worker.leave_reports_to_others(of_settings=False)
         tracing_worker.register(application=_application(server))
+        uvicorn.register()
         if _is_gevent(type(worker)):
             tracing_worker.read_settings()
         else:
@@ -90,7 +92,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Worker, the application is loaded and patches are made: trace the WSGI callable."""
+    """Worker, the application is loaded and patches are made: trace the callable."""
     try:
         if tracing_worker.start():
             _trace_application(worker)
@@ -154,24 +156,25 @@ def _is_gevent(worker_class: type) -> bool:
 
 
 def _trace_application(worker: Any) -> None:
-    from mackerel_otel_server.tracing.wsgi import trace_callable
+    from mackerel_otel_server.tracing import asgi, wsgi
 
-    if _is_wsgi(worker):
-        worker.wsgi = trace_callable(worker.wsgi)
-    else:
+    if hasattr(worker, "asgi"):
+        worker.asgi = asgi.trace_callable(worker.asgi)
+    elif _is_uvicorn(type(worker)):
+        # It looks here when it begins to serve.
+        worker.wsgi = asgi.trace_callable(worker.wsgi)
+    elif any(cls.__module__ == "tornado.web" for cls in type(worker.wsgi).__mro__):
         log.warning(
             "%s does not serve a WSGI application: requests make no server spans; spans of the application's own code "
             "are sent",
             type(worker).__name__,
         )
+    else:
+        worker.wsgi = wsgi.trace_callable(worker.wsgi)
 
 
-def _is_wsgi(worker: Any) -> bool:
-    """Tell whether ``worker.wsgi`` is a WSGI callable: the ASGI workers and Tornado put other things there."""
-    modules = {cls.__module__.partition(".")[0] for cls in type(worker).__mro__}
-    if modules & {"uvicorn", "uvicorn_worker"} or hasattr(worker, "asgi"):
-        return False
-    return not any(cls.__module__ == "tornado.web" for cls in type(worker.wsgi).__mro__)
+def _is_uvicorn(worker_class: type) -> bool:
+    return any(cls.__module__.partition(".")[0] in ("uvicorn", "uvicorn_worker") for cls in worker_class.__mro__)
 
 
 def _say_if_ignored(cfg: Any) -> None:

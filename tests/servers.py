@@ -245,6 +245,21 @@ def gunicorn(
 
 
 @contextmanager
+def uvicorn(tmp_path: Path, *options: str, env: Mapping[str, str], app: str) -> Iterator[Server]:
+    """Run uvicorn itself in ``tmp_path``."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(
+            [sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno()), *options, app],
+            tmp_path / "uvicorn.log",
+            cwd=tmp_path,
+            env=env,
+            listener=listener,
+        )
+    with running(server):
+        yield server
+
+
+@contextmanager
 def uwsgi(
     tmp_path: Path, ini: str, *, env: Mapping[str, str], program: Sequence[str] = (), processes: int = 2
 ) -> Iterator[Server]:

@@ -55,7 +55,7 @@ def request_attributes(  # noqa: PLR0913 - a request has so many parts
         scheme: As the server takes it, which knows its proxies.
         path: Without a query, as percent-encoded by the client.
         query: What follows the question mark.
-        host: The Host header, or the server's own ``name:port``.
+        host: The Host header, or the server's own ``name:port``, or empty.
         client: The client's address, as the server takes it.
         version: ``1.1``.
         user_agent: The User-Agent header.
@@ -71,9 +71,10 @@ def request_attributes(  # noqa: PLR0913 - a request has so many parts
             "url.scheme": scheme,
             "url.path": path,
             "network.protocol.version": version,
-            "server.address": address,
         }
-        if port:
+        if address:
+            attributes["server.address"] = address
+        if port and address:
             attributes["server.port"] = port
         if query:
             attributes["url.query"] = query
@@ -91,12 +92,28 @@ def request_attributes(  # noqa: PLR0913 - a request has so many parts
             "http.scheme": scheme,
             "http.target": f"{path}?{query}" if query else path,
             "http.flavor": version,
+        }
+        optional = {
             "http.host": host,
             "net.host.name": address,
+            "net.host.port": port if address else 0,
+            "net.peer.ip": client,
+            "http.user_agent": user_agent,
         }
-        optional = {"net.host.port": port, "net.peer.ip": client, "http.user_agent": user_agent}
         attributes |= {key: value for key, value in optional.items() if value}
     return name, attributes
+
+
+def path_of(target: str) -> str:
+    """Return the path of a request target, without query and fragment.
+
+    https://www.rfc-editor.org/rfc/rfc9112#section-3.2
+    """
+    path = target.partition("?")[0].partition("#")[0]
+    if not path.startswith("/") and "://" in path:
+        # The absolute form that proxies are asked with.
+        path = f"/{path.partition('://')[2].partition('/')[2]}"
+    return path
 
 
 def response_attributes(options: HttpOptions, status: int) -> dict[str, Any]:

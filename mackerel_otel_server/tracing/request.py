@@ -70,20 +70,27 @@ class Request:
         span: The server span, None when it has ended or another instrumentation makes it.
         route: The template that the framework found, once it is known.
         status: Of the response, 0 before it has one.
-        is_sending: Whether a part of the response's body is on its way.
+        is_sending: Whether the server can no longer answer with its own page: the response is on its way.
+        end_time: Nanoseconds since the epoch, when the response was complete; None if the span is to end with end().
         application: The innermost of those that are known to serve the request.
+        prefix: Where the server has mounted the application: what its routes begin with.
+        has_given_way: Whether another instrumentation makes the span.
+        has_trailers: Whether something follows the body.
         is_dropped: Whether the span is never to end, because another instrumentation decides about this application's.
     """
 
     __slots__ = (
         "_method",
-        "_prefix",
         "_recorded",
         "application",
         "context",
+        "end_time",
         "error_type",
+        "has_given_way",
+        "has_trailers",
         "is_dropped",
         "is_sending",
+        "prefix",
         "route",
         "span",
         "status",
@@ -91,7 +98,7 @@ class Request:
 
     def __init__(self, method: str, prefix: str, span: Span, parent: Context) -> None:
         self._method = method
-        self._prefix = prefix
+        self.prefix = prefix
         self._recorded = 0
         self.span: Span | None = span
         self.context: Context = trace.set_span_in_context(span, parent)
@@ -100,7 +107,10 @@ class Request:
         self.is_sending = False
         self.is_dropped = False
         self.application: Any = None
+        self.end_time: int | None = None
         self.error_type: str | None = None
+        self.has_given_way = False
+        self.has_trailers = False
 
     def record(self, error: BaseException) -> None:
         """Note an exception that nobody handled on purpose, once however often it is reported."""
@@ -137,11 +147,12 @@ class Request:
 
     def add_prefix(self, prefix: str) -> None:
         """Say that the routes to come are those of an application mounted at ``prefix``."""
-        self._prefix += prefix
+        self.prefix += prefix
 
     def give_way(self, span: Span) -> None:
         """Let another instrumentation's span stand for this request; ours never ends, so it is never sent."""
         self.span = None
+        self.has_given_way = True
         self.context = trace.set_span_in_context(span, _ROOT)
 
     def end(self, route: str | None = None) -> None:
@@ -156,14 +167,14 @@ class Request:
         try:
             if span.is_recording():
                 self._complete(span, route or self.route)
-            span.end()
+            span.end(self.end_time)
         except Exception:
             log.debug("a server span did not end", exc_info=True)
 
     def _complete(self, span: Span, route: str | None) -> None:
         attributes = http.response_attributes(options, self.status) if self.status else {}
         if route:
-            attributes["http.route"] = route = self._prefix + route
+            attributes["http.route"] = route = self.prefix + route
             span.update_name(f"{self._method} {route}")
         if self.error_type is not None and options.new_names:
             attributes["error.type"] = self.error_type

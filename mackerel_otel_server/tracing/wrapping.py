@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +36,11 @@ def wrap(application: Any, call: Call) -> Any:
 
 def wrap_callable(application: Any, call: Call) -> Any:
     """Return a proxy for ``application`` that traces, and is transparent otherwise; itself if it is traced already."""
-    return application if is_traced(application) else _TracedCallable(application, call)
+    if is_traced(application):
+        return application
+    # As uvicorn (config.py) and asgiref (compatibility.py) tell the versions of ASGI apart.
+    is_async = inspect.iscoroutinefunction(getattr(application, "__call__", None))  # noqa: B004 - not whether it is
+    return (_TracedCoroutineCallable if is_async else _TracedCallable)(application, call)
 
 
 def is_traced(application: Any) -> bool:
@@ -62,8 +67,15 @@ def wrap_class(cls: type, call: Call) -> bool:
     if owner is None or not isinstance(original, types.FunctionType):
         return False
 
-    def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return call(types.MethodType(original, self), args, kwargs)
+    traced: Callable[..., Any]
+    if inspect.iscoroutinefunction(original):
+        # uvicorn takes a callable that can be called without arguments for a factory.
+        async def traced(self: Any, scope: Any, *args: Any, **kwargs: Any) -> Any:
+            return await call(types.MethodType(original, self), (scope, *args), kwargs)
+    else:
+
+        def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return call(types.MethodType(original, self), args, kwargs)
 
     # Not functools.wraps: it would copy a mark that the function carries for another library.
     traced.__name__, traced.__qualname__, traced.__doc__ = original.__name__, original.__qualname__, original.__doc__
@@ -81,3 +93,13 @@ class _TracedCallable(wrapt.ObjectProxy):  # type: ignore[type-arg, unused-ignor
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._self_call(self.__wrapped__, args, kwargs)
+
+
+class _TracedCoroutineCallable(_TracedCallable):
+    async def __call__(self, scope: Any, *args: Any, **kwargs: Any) -> Any:
+        return await self._self_call(self.__wrapped__, (scope, *args), kwargs)
+
+
+def identity(application: Any) -> int:
+    """Return what stays the same of an application from call to call: a method is made anew with each."""
+    return id(getattr(application, "__self__", application))

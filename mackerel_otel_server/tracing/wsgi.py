@@ -60,7 +60,7 @@ def trace_callable(application: Any) -> Any:
 def note_served(application: Any) -> None:
     """Remember that the server itself calls this application, no middleware between the two."""
     application = wrapping.unwrapped(application)
-    _served[_identity(application)] = application
+    _served[wrapping.identity(application)] = application
 
 
 def note_mounts(find: Callable[[], Iterable[str]]) -> None:
@@ -97,14 +97,14 @@ def _note_nested(begun: Request | None, application: Any) -> None:
     """Note that a request has come to an application within the one that its span began with."""
     if begun is not None and begun.span is not None:
         begun.application = application
-        if _aside and _identity(application) in _aside:
+        if _aside and wrapping.identity(application) in _aside:
             begun.is_dropped = True
 
 
 def _begin(application: Any, environ: dict[str, Any]) -> Request | None:
     """Start the span of a request; None where it is to have none of ours. Never raises."""
     try:
-        if _identity(application) in _aside:
+        if wrapping.identity(application) in _aside:
             return None
         if request.has_outer_span():
             environ[request.KEY] = None
@@ -154,9 +154,9 @@ def _serve(
         raise
     finally:
         detach(token)
-    if begun.span is None:
+    if begun.has_given_way:
         # Another instrumentation has taken the request over: it shall do so alone from now on.
-        _aside[_identity(begun.application)] = begun.application
+        _aside[wrapping.identity(begun.application)] = begun.application
     kind = type(body)
     if kind is list:
         return _Chunks(body, begun, environ)
@@ -329,11 +329,7 @@ def _path(environ: dict[str, Any]) -> str:
     if not target:
         decoded = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         return quote(decoded, encoding="latin-1", errors="replace") or "/"
-    path = target.partition("?")[0].partition("#")[0]
-    if not path.startswith("/") and "://" in path:
-        # The absolute form that proxies are asked with.
-        path = f"/{path.partition('://')[2].partition('/')[2]}"
-    return _quoted(path)
+    return _quoted(http.path_of(target))
 
 
 def _quoted(text: str) -> str:
@@ -347,7 +343,7 @@ def _mount(application: Any, script_name: str | None) -> str:
     A middleware that stands between the server and this application may have put a tenant's name there, say, of which
     there is no end.
     """
-    if not script_name or _identity(application) in _served:
+    if not script_name or wrapping.identity(application) in _served:
         return script_name or ""
     found = (mount for mount in _find_mounts() if script_name == mount or script_name.startswith(f"{mount}/"))
     return max(found, key=len, default="")
@@ -359,11 +355,6 @@ def _headers(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield key[len("HTTP_") :].replace("_", "-"), value
         elif key in ("CONTENT_TYPE", "CONTENT_LENGTH") and value:
             yield key.replace("_", "-"), value
-
-
-def _identity(application: Any) -> int:
-    # A method is made anew with each call, what it is bound to stays.
-    return id(getattr(application, "__self__", application))
 
 
 class _Getter(Getter[dict[str, Any]]):

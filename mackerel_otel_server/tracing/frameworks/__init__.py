@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import wrapt
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing.frameworks import bottle, django, falcon, flask, pyramid, werkzeug
+from mackerel_otel_server.tracing.frameworks import bottle, django, falcon, flask, pyramid, starlette, werkzeug
 from mackerel_otel_server.tracing.wsgi import trace_served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-_FRAMEWORKS: Final = (bottle, django, falcon, flask, pyramid, werkzeug)
+_FRAMEWORKS: Final = (bottle, django, falcon, flask, pyramid, starlette, werkzeug)
 
 _registered: set[str] = set()
 

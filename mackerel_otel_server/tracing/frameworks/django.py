@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing import asgi, wsgi
 from mackerel_otel_server.tracing.request import KEY
-from mackerel_otel_server.tracing.wsgi import trace_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def _trace_wsgi_handler(module: ModuleType) -> None:
-    trace_class(module.WSGIHandler)
+    wsgi.trace_class(module.WSGIHandler)
+
+
+def _trace_asgi_handler(module: ModuleType) -> None:
+    asgi.trace_class(module.ASGIHandler)
 
 
 def _note_route(module: ModuleType) -> None:
@@ -68,6 +72,7 @@ def _template(route: str) -> str:
 
 
 HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
+    "django.core.handlers.asgi": _trace_asgi_handler,
     "django.core.handlers.base": _note_route,
     "django.core.handlers.wsgi": _trace_wsgi_handler,
     "django.core.signals": _note_errors,

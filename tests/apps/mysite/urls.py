@@ -20,6 +20,11 @@ def own(request):
         return HttpResponse("own")
 
 
+async def own_async(request, id):
+    with tracer.start_as_current_span("own"):
+        return HttpResponse("own")
+
+
 def fail(request):
     raise RuntimeError("this view fails")
 
@@ -43,6 +48,7 @@ def orm(request, database):
 urlpatterns = [
     path("pid", pid),
     path("own", own),
+    path("own-async/<int:id>", own_async),
     path("fail", fail),
     path("orm/<str:database>", orm),
 ]

@@ -1,0 +1,281 @@
+"""One request or WebSocket session of an ASGI application -> one server span, from the call to the end of the response.
+
+https://asgi.readthedocs.io/en/latest/specs/www.html
+
+The span of a request ends when the last part of the response is sent: what the application does after that, such as
+Starlette's background tasks, is none of the client's waiting. Only a response of 500 and above keeps it open until the
+application returns, because frameworks send their error page first and let the server see the exception then.
+"""
+
+from __future__ import annotations
+
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from opentelemetry.context import attach, detach
+from opentelemetry.propagators.textmap import Getter
+
+from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing import gate, http, request, wrapping
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+    from mackerel_otel_server.tracing.request import Request
+
+    Headers = list[tuple[bytes, bytes]]
+
+_ARGUMENTS: Final = 3
+_SCHEMES: Final = {"http": "http", "websocket": "ws"}
+"""The types of scopes that make a span, and what a missing ``scheme`` means; ``lifespan`` makes none."""
+_SWITCHING_PROTOCOLS: Final = 101
+_FORBIDDEN: Final = 403
+_SERVER_ERROR: Final = 500
+
+_aside: dict[int, Any] = {}
+"""Applications, by id, whose server spans another instrumentation makes."""
+_departures: tuple[type[BaseException], ...] = ()
+
+
+def trace_asgi(application: Any) -> Any:
+    """Make every request and every WebSocket session of an ASGI callable a server span.
+
+    Args:
+        application: The ASGI callable.
+
+    Returns:
+        The callable to give to the server: a framework's object itself, or a proxy.
+    """
+    return wrapping.wrap(application, call)
+
+
+def trace_callable(application: Any) -> Any:
+    """Return a proxy that makes every request a server span, for a server's own reference to the application."""
+    return wrapping.wrap_callable(application, call)
+
+
+def trace_class(cls: type) -> None:
+    """Make every request to an instance of a framework's class a server span."""
+    if not wrapping.wrap_class(cls, call):
+        log.warning("%s is not traced: its __call__ is not a Python function", cls.__qualname__)
+
+
+def add_departure(cls: type[BaseException]) -> None:
+    """Take exceptions of a class for what they say, that the client has left, not for errors of the application."""
+    global _departures
+    _departures = (*_departures, cls)
+
+
+def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call an ASGI callable inside a server span, unless its request has one already or this process does not trace."""
+    if (
+        len(args) != _ARGUMENTS
+        or kwargs
+        or not isinstance(scope := args[0], dict)
+        or request.KEY in scope
+        or scope.get("type") not in _SCHEMES
+        or not gate.open_for_request()
+    ):
+        return application(*args, **kwargs)
+    begun = _begin(application, scope)
+    if begun is None:
+        return application(*args)
+    return _serve(begun, application, *args)
+
+
+def _begin(application: Any, scope: dict[str, Any]) -> Request | None:
+    """Start the span of a request; None where it is to have none of ours. Never raises."""
+    try:
+        if wrapping.identity(application) in _aside:
+            return None
+        if request.has_outer_span():
+            scope[request.KEY] = None
+            return None
+        get = scope.get
+        options = request.options
+        headers = get("headers")
+        if not isinstance(headers, (list, tuple)):
+            # The specification allows any iterable, but what can be read only once belongs to the application.
+            headers = ()
+        # Of a header that came twice, the last; extract() reads them all.
+        by_name = dict(headers)
+        parent = request.extract(headers, _GETTER, has_headers=b"traceparent" in by_name or b"baggage" in by_name)
+        scheme = get("scheme") or _SCHEMES[scope["type"]]
+        host = by_name.get(b"host", b"").decode("latin-1") or _server(get("server"))
+        path = _path(scope)
+        excluded = options.excluded_urls.get("asgi")
+        if excluded is not None and excluded.search(f"{scheme}://{host}{path}"):
+            return request.begin_excluded(parent, scope)
+        client = get("client")
+        method, attributes = http.request_attributes(
+            options,
+            # A WebSocket's handshake is a GET, and its scope has no method.
+            method=get("method", "GET"),
+            scheme=scheme,
+            path=path,
+            query=get("query_string", b"").decode("latin-1"),
+            host=host,
+            client=client[0] if client else "",
+            version=get("http_version", ""),
+            user_agent=by_name.get(b"user-agent", b"").decode("latin-1"),
+        )
+        begun = request.begin(method, get("root_path", "").rstrip("/"), attributes, parent, scope)
+        if options.request_headers is not None:
+            begun.add_header_attributes("request", _text(headers))
+    except Exception:
+        request.complain()
+        return None
+    return begun
+
+
+async def _serve(
+    begun: Request,
+    application: Callable[..., Awaitable[Any]],
+    scope: dict[str, Any],
+    receive: Any,
+    send: Callable[[Any], Awaitable[None]],
+) -> Any:
+    connection_error: OSError | None = None
+    note = _note_websocket if scope["type"] == "websocket" else _note_http
+
+    async def send_and_note(message: Any) -> None:
+        nonlocal connection_error
+        try:
+            await send(message)
+        except OSError as error:
+            # The client has left.
+            connection_error = error
+            raise
+        # Afterwards: the server may refuse the message, and the last part may have to wait for the client.
+        if begun.span is not None:
+            note(begun, message)
+
+    token = attach(begun.context)
+    is_same_context = True
+    try:
+        result = await application(scope, receive, send_and_note)
+    except BaseException as error:
+        # Where it is GeneratorExit, the coroutine is thrown away, perhaps by another task or thread.
+        is_same_context = not isinstance(error, GeneratorExit)
+        if error is not connection_error:
+            _note_error(begun, error)
+        raise
+    finally:
+        connection_error = None  # its traceback leads back here
+        if is_same_context:
+            detach(token)
+        begun.end()
+    if begun.has_given_way:
+        # Another instrumentation has taken the request over: it shall do so alone from now on.
+        _aside[wrapping.identity(application)] = application
+    return result
+
+
+def _note_http(begun: Request, message: Any) -> None:
+    """Note what a message that the server took says about the response; end the span with the last. Never raises."""
+    try:
+        kind = message["type"]
+        if kind == "http.response.start":
+            if begun.is_sending:
+                return
+            begun.is_sending = True
+            begun.has_trailers = bool(message.get("trailers"))
+            _note_response(begun, message)
+        elif not begun.is_sending:
+            return
+        elif kind in ("http.response.body", "http.response.zerocopysend"):
+            if not message.get("more_body") and not begun.has_trailers:
+                _end_of_response(begun)
+        elif kind == "http.response.pathsend" or (
+            kind == "http.response.trailers" and not message.get("more_trailers")
+        ):
+            _end_of_response(begun)
+    except Exception:
+        log.debug("a response cannot be understood", exc_info=True)
+
+
+def _note_websocket(begun: Request, message: Any) -> None:
+    """Note how the handshake ended. Never raises.
+
+    https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
+    """
+    if begun.is_sending:
+        return
+    try:
+        kind = message["type"]
+        if kind == "websocket.accept":
+            _note_response(begun, {**message, "status": _SWITCHING_PROTOCOLS})
+        elif kind == "websocket.close":
+            begun.status = _FORBIDDEN
+        elif kind == "websocket.http.response.start":
+            _note_response(begun, message)
+        else:
+            return
+        begun.is_sending = True
+    except Exception:
+        log.debug("a response cannot be understood", exc_info=True)
+
+
+def _note_response(begun: Request, message: Any) -> None:
+    begun.status = int(message["status"])
+    if request.options.response_headers is not None:
+        begun.add_header_attributes("response", _text(message.get("headers", ())))
+
+
+def _end_of_response(begun: Request) -> None:
+    if begun.status < _SERVER_ERROR:
+        begun.end()
+    elif begun.end_time is None:
+        begun.end_time = time_ns()
+
+
+def _note_error(begun: Request, error: BaseException) -> None:
+    """Note what leaves the application, unless it says that the client has left, or the server wants to stop."""
+    import asyncio  # not for a server of WSGI
+
+    if isinstance(error, _departures):
+        if begun.status >= _SERVER_ERROR:
+            # The framework's error page, which nobody was there to read.
+            begun.status = 0
+    elif isinstance(error, asyncio.CancelledError):
+        # Not when the application awaited something that was cancelled: the server answers 500 then.
+        task = asyncio.current_task()
+        if task is not None and hasattr(task, "cancelling") and not task.cancelling():  # since Python 3.11
+            begun.failed(error)
+    elif not isinstance(error, GeneratorExit):
+        begun.failed(error)
+
+
+def _server(server: Any) -> str:
+    """Return ``name:port``; nothing for a Unix domain socket, whose port is None."""
+    return f"{server[0]}:{server[1]}" if server and server[1] else ""
+
+
+def _path(scope: dict[str, Any]) -> str:
+    """Return the path as the client sent it, where the server tells; else rebuilt."""
+    raw: bytes | None = scope.get("raw_path")
+    if raw:
+        return http.path_of(raw.decode("latin-1"))
+    return quote(scope["path"], errors="replace") or "/"
+
+
+def _text(headers: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    for name, value in headers:
+        yield bytes(name).decode("latin-1"), bytes(value).decode("latin-1")
+
+
+class _Getter(Getter["Headers"]):
+    """Reads the headers of a scope, whose names are in lower case."""
+
+    def get(self, carrier: Headers, key: str) -> list[str] | None:
+        wanted = key.lower().encode("latin-1")
+        values = [value.decode("latin-1") for name, value in carrier if name == wanted]
+        # Lines of the same name are one list: RFC 9110, 5.3.
+        return [",".join(values)] if values else None
+
+    def keys(self, carrier: Headers) -> list[str]:
+        return [name.decode("latin-1") for name, _ in carrier]
+
+
+_GETTER: Final = _Getter()
