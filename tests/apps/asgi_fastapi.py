@@ -36,14 +36,14 @@ async def teapot():
     raise HTTPException(418)
 
 
-@inner.get("/deep/{id}")
-def deep(id: int):
-    return id
+@inner.get("/deep/{number}")
+def deep(number: int):
+    return number
 
 
-@shop.get("/items/{id}")
-async def item(shop: str, id: int):
-    return id
+@shop.get("/items/{number}")
+async def item(shop: str, number: int):
+    return number
 
 
 @shop.websocket("/echo")
@@ -53,9 +53,9 @@ async def echo(websocket: WebSocket):
     await websocket.close()
 
 
-@sub.get("/v/{id}")
-async def below(id: int):
-    return id
+@sub.get("/v/{number}")
+async def below(number: int):
+    return number
 
 
 shop.include_router(inner)

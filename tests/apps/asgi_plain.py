@@ -14,39 +14,39 @@ async def application(scope, receive, send):
     if scope["type"] == "websocket":
         await websocket(scope, receive, send)
         return
-    status, body = 200, [b"hello"]
-    path = scope["path"]
-    if path == "/pid":
-        await asyncio.sleep(0.1)
-        body = [str(os.getpid()).encode()]
-    elif path == "/fail":
-        raise RuntimeError("this route fails")
-    elif path == "/own":
-        with tracer.start_as_current_span("own"):
-            await asyncio.sleep(0)
-    elif path == "/stream":
-        body = [b"one ", b"two ", b"three"]
-    elif path == "/missing":
-        status, body = 404, [b"nothing here"]
-    elif path == "/empty":
-        status, body = 204, [b""]
-    elif path == "/broken":
-        body = [b"one", RuntimeError("in the middle")]
-    elif path.startswith("/trace/"):
-        # What is current after others had their turn.
-        await asyncio.sleep(0.01)
-        body = [f"{trace.get_current_span().get_span_context().trace_id:032x}".encode()]
-    elif path == "/hang":
-        await receive()
-        await asyncio.sleep(60)
-    await send({"type": "http.response.start", "status": status, "headers": [(b"x-path", path.encode())]})
+    status, body = await respond(scope["path"])
+    await send({"type": "http.response.start", "status": status, "headers": [(b"x-path", scope["path"].encode())]})
     for number, part in enumerate(body):
         if isinstance(part, Exception):
             raise part
         await send({"type": "http.response.body", "body": part, "more_body": number < len(body) - 1})
-    if path == "/afterwards":
+    if scope["path"] == "/afterwards":
         with tracer.start_as_current_span("afterwards"):
             await asyncio.sleep(0.3)
+
+
+RESPONSES = {
+    "/stream": (200, [b"one ", b"two ", b"three"]),
+    "/missing": (404, [b"nothing here"]),
+    "/empty": (204, [b""]),
+    "/broken": (200, [b"one", RuntimeError("in the middle")]),
+}
+
+
+async def respond(path):
+    if path == "/fail":
+        raise RuntimeError("this route fails")
+    if path == "/pid":
+        await asyncio.sleep(0.1)
+        return 200, [str(os.getpid()).encode()]
+    if path == "/own":
+        with tracer.start_as_current_span("own"):
+            await asyncio.sleep(0)
+    if path.startswith("/trace/"):
+        # What is current after others had their turn.
+        await asyncio.sleep(0.01)
+        return 200, [f"{trace.get_current_span().get_span_context().trace_id:032x}".encode()]
+    return RESPONSES.get(path, (200, [b"hello"]))
 
 
 async def websocket(scope, receive, send):

@@ -91,7 +91,7 @@ application = Starlette(
             ],
         ),
     ],
-    exception_handlers={OnPurposeError: lambda request, error: PlainTextResponse("gone", 410)},
+    exception_handlers={OnPurposeError: lambda *_: PlainTextResponse("gone", 410)},
     middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)],
     lifespan=lifespan,
 )

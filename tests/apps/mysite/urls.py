@@ -20,7 +20,7 @@ def own(request):
         return HttpResponse("own")
 
 
-async def own_async(request, id):
+async def own_async(request, number):
     with tracer.start_as_current_span("own"):
         return HttpResponse("own")
 
@@ -48,7 +48,7 @@ def orm(request, database):
 urlpatterns = [
     path("pid", pid),
     path("own", own),
-    path("own-async/<int:id>", own_async),
+    path("own-async/<int:number>", own_async),
     path("fail", fail),
     path("orm/<str:database>", orm),
 ]
