@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
+import inspect
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import fastapi
 import pytest
+import uvicorn.server as uvicorn_server
 from servers import (
     DEADLINE,
     Server,
@@ -24,6 +27,7 @@ from servers import (
     uvicorn,
     wait_until,
 )
+from uvicorn.config import Config
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -395,3 +399,60 @@ def test_a_websocket_session_has_a_route_and_its_end_is_no_error(
     (span,) = server_spans(receiver.spans)
     assert (span.name, span.attributes["http.route"]) == (f"GET {route}", route)
     assert (span.attributes["http.response.status_code"], span.status_code, span.events) == (101, "UNSET", ())
+
+
+OTHERS = {
+    "fastapi": "from asgi_fastapi import application\n"
+    "from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor\n"
+    "FastAPIInstrumentor.instrument_app(application, exclude_spans=['send', 'receive'])\n",
+    "inside": "from asgi_starlette import application\n"
+    "from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware\n"
+    "application.add_middleware(OpenTelemetryMiddleware, exclude_spans=['send', 'receive'])\n",
+    "outside": "from asgi_starlette import application as inner\n"
+    "from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware\n"
+    "application = OpenTelemetryMiddleware(inner, exclude_spans=['send', 'receive'])\n",
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_where_the_application_is_instrumented_by_itself_that_makes_the_one_server_span(
+    tmp_path: Path, receiver: Receiver, other: str
+) -> None:
+    (tmp_path / "door.py").write_text(OTHERS[other])
+    env = environment(receiver)
+    env["PYTHONPATH"] += f":{tmp_path}"
+    with gunicorn(tmp_path, "-k", WORKER_CLASSES[0], env=env, app="door:application", workers=1) as server:
+        assert [server.get("/own").status for _ in range(3)] == [200, 200, 200]
+        log = server.stop()
+    found = server_spans(receiver.spans)
+    assert {span.scope.partition(".")[0] for span in found} == {"opentelemetry"}
+    assert len(found) == 3
+    own = [span for span in receiver.spans if span.name == "own"]
+    assert {span.parent_span_id for span in own} == {span.span_id for span in found}
+    assert log.count("makes the server spans of this application") == 1, log
+
+
+def test_fastapi_makes_the_spans_itself_if_the_application_gave_it_a_provider(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    if "telemetry" not in inspect.signature(fastapi.FastAPI).parameters:
+        return  # This release makes none.
+    (tmp_path / "door.py").write_text(
+        "from fastapi import FastAPI\n"
+        "from opentelemetry import trace\n"
+        "application = FastAPI(telemetry={'tracer_provider': trace.get_tracer_provider()})\n"
+        "application.get('/a/{b}')(lambda b: b)\n"
+    )
+    env = environment(receiver)
+    env["PYTHONPATH"] += f":{tmp_path}"
+    with gunicorn(tmp_path, "-k", WORKER_CLASSES[0], env=env, app="door:application", workers=1) as server:
+        assert server.get("/a/1").status == 200
+        server.stop()
+    (span,) = server_spans(receiver.spans)
+    assert (span.scope, span.name) == ("fastapi", "GET /a/{b}")
+    assert len(receiver.spans) > 1
+
+
+def test_uvicorn_still_says_which_signal_ends_it() -> None:
+    # What mackerel_otel_server.uvicorn reads; without it every end of a server would end tracing in its process.
+    assert uvicorn_server.Server(Config("asgi_plain:application"))._captured_signals == []  # noqa: SLF001

@@ -38,8 +38,9 @@ def wrap_callable(application: Any, call: Call) -> Any:
     """Return a proxy for ``application`` that traces, and is transparent otherwise; itself if it is traced already."""
     if is_traced(application):
         return application
-    # As uvicorn (config.py) and asgiref (compatibility.py) tell the versions of ASGI apart.
-    is_async = inspect.iscoroutinefunction(getattr(application, "__call__", None))  # noqa: B004 - not whether it is
+    # uvicorn (config.py) and asgiref (compatibility.py) tell the versions of ASGI apart by that. Of the type: what a
+    # class of ASGI's second version makes is another thing than its instances do.
+    is_async = inspect.iscoroutinefunction(getattr(type(application), "__call__", None))  # noqa: B004 - which kind it is
     return (_TracedCoroutineCallable if is_async else _TracedCallable)(application, call)
 
 

@@ -61,11 +61,15 @@ def _prepare_fastapi(app: Any, scope: Any) -> None:
         if (begun := scope.get(KEY)) is not None:
             begun.prefix = root_path.rstrip("/")
     # Newer releases make a server span and spans of their own parts wherever a tracer provider is set: a second server
-    # span, and one without exceptions. Only what the application itself gave a provider to stays on. Private, but the
-    # constructor's argument of this name would count also where this package does not trace.
+    # span, and one without exceptions. Private, but the constructor's argument of this name would count also where
+    # this package does not trace.
     telemetry = vars(app).get("_telemetry")
-    if telemetry and telemetry["tracing"] and telemetry["tracer_provider"] is None:
-        telemetry["tracing"] = False
+    if telemetry and telemetry["tracing"]:
+        if telemetry["tracer_provider"] is None:
+            telemetry["tracing"] = False
+        else:
+            # The application has asked for them: they stand for this request.
+            scope.setdefault(KEY, None)
 
 
 def _before(cls: Any, name: str, note: Callable[[Any, Any, Request], None]) -> None:
