@@ -13,7 +13,7 @@ import pytest
 from asgiref.compatibility import is_double_callable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from opentelemetry import context, trace
+from opentelemetry import context, propagate, trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -37,6 +37,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(request, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(request, "_propagate", propagate)
     monkeypatch.setattr(gate, "active", True)
     monkeypatch.setattr(gate, "_asked_in_pid", os.getpid())
 

@@ -672,6 +672,7 @@ def test_what_no_instrumentation_can_work_with_is_reported_as_a_wrong_setting_on
     assert "OTEL_PROPAGATORS='missing'" in log
     # Also not before the settings are read, where a line goes elsewhere.
     assert "is not traced" not in log
+    assert "cannot be prepared" not in log
 
 
 def test_with_the_sdk_disabled_nothing_is_applied(tmp_path: Path, receiver: Receiver, far: Far) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import context, propagate, trace
+from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from mackerel_otel_server.http_options import HttpOptions
@@ -30,6 +30,8 @@ _ROOT: Final = context.Context()
 
 options = HttpOptions()
 _tracer: trace.Tracer = trace.get_tracer(__name__)
+_propagate: Any = None
+"""The module ``opentelemetry.propagate``, whose import fails where OTEL_PROPAGATORS names one that is not installed."""
 _known_propagator: TextMapPropagator | None = None
 _on_trace_id: Callable[[str], None] | None = None
 _complained = False
@@ -42,8 +44,10 @@ def prepare(chosen: HttpOptions, version: str) -> None:
         chosen: What the operator chose.
         version: This package's.
     """
-    global options, _tracer, _known_propagator
-    options = chosen
+    global options, _tracer, _propagate, _known_propagator
+    from opentelemetry import propagate
+
+    options, _propagate = chosen, propagate
     schema_url = http.SCHEMA_URL if chosen.new_names else None
     _tracer = trace.get_tracer("mackerel_otel_server", version, schema_url=schema_url)
     _mend_propagation()
@@ -263,17 +267,19 @@ def extract(carrier: Any, getter: Getter[Any], *, has_headers: bool) -> Context 
         getter: Reads them.
         has_headers: Whether there is a ``traceparent`` or a ``baggage``, which is all that the usual propagators read.
     """
-    if not has_headers and propagate.get_global_textmap() is _known_propagator:
+    if not has_headers and _known_propagator is not None and _propagate.get_global_textmap() is _known_propagator:
         return None
     try:
-        return propagate.extract(carrier, _ROOT, getter)
+        extracted: Context = _propagate.extract(carrier, _ROOT, getter)
     except Exception:
         log.debug("the context of a request cannot be read", exc_info=True)
         return None
+    return extracted
 
 
 def _mend_propagation() -> None:
     """Make ``OTEL_PROPAGATORS=none`` work: the library's propagator returns no context then, which nothing expects."""
+    from opentelemetry import propagate
     from opentelemetry.propagators.composite import CompositePropagator
 
     if propagate.extract({}) is not None:
