@@ -354,8 +354,49 @@ with trace.use_span(remote), closing(connect(**ADDRESS)) as connection:
 report()
 """,
         database.address,
+        OTEL_TRACES_SAMPLER="always_on",  # which would not look at the flag
     )
     assert [span["parent_id"] for span in result.spans] == ["0x0000000000000008"] * spans
+
+
+@pytest.mark.parametrize("database", ["pymysql"], indirect=True)
+def test_what_copied_the_context_of_a_query_makes_spans_of_its_own(run: Run, database: Database) -> None:
+    result = run(
+        IMPORT.format(database.module)
+        + """
+import contextvars
+from pymysql.constants import FIELD_TYPE
+kept = []
+def convert(value):
+    kept.append(contextvars.copy_context())
+    return int(value)
+converters = {**driver.converters.conversions, FIELD_TYPE.LONG: convert, FIELD_TYPE.LONGLONG: convert}
+with parent(), closing(connect(**ADDRESS, conv=converters)) as connection:
+    cursor = connection.cursor()
+    cursor.execute("SELECT 1")
+    kept[0].run(cursor.execute, "SELECT 2")
+report(copies=len(kept))
+""",
+        database.address,
+    )
+    assert result.facts["copies"] == 2
+    assert result.texts == ["SELECT 1", "SELECT 2"]
+
+
+@every_driver
+def test_within_suppress_instrumentation_there_is_no_span(run: Run, database: Database) -> None:
+    result = run(
+        IMPORT.format(database.module)
+        + """
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+with parent(), closing(connect(**ADDRESS)) as connection:
+    with suppress_instrumentation():
+        connection.cursor().execute("SELECT 1")
+report()
+""",
+        database.address,
+    )
+    assert result.spans == []
 
 
 @every_driver

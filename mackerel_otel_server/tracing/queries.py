@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from opentelemetry import context, trace
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind, StatusCode, TraceFlags, Tracer
 
 from mackerel_otel_server import __version__
@@ -90,8 +91,8 @@ def traced(method: Method, driver: Driver, query_of: QueryOf = given_query) -> M
         query = None if parent is None else _begin(parent, driver, self, query_of, (args, kwargs))
         if query is None:
             return method(self, *args, **kwargs)
-        query.run()
         try:
+            query.run()
             return method(self, *args, **kwargs)
         except BaseException as error:
             query.failed(error)
@@ -131,8 +132,8 @@ def _traced_coroutine(method: Method, driver: Driver, query_of: QueryOf) -> Meth
         query = None if parent is None else _begin(parent, driver, self, query_of, (args, kwargs))
         if query is None:
             return await method(self, *args, **kwargs)
-        query.run(current=False)
         try:
+            query.run(current=False)
             return await method(self, *args, **kwargs)
         except BaseException as error:
             query.failed(error)
@@ -289,6 +290,8 @@ def _begin(parent: Span, driver: Driver, cursor: Any, query_of: QueryOf, given: 
         if running is not None and running.covers(key):
             return None
         if getattr(parent, "kind", None) is SpanKind.CLIENT and _is_others_query(parent):
+            return None
+        if not is_instrumentation_enabled():  # within suppress_instrumentation()
             return None
         text = text_of(query_of(*given), cursor)
         operation = operation_of(text)

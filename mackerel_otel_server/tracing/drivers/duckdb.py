@@ -25,7 +25,7 @@ def duckdb(module: Any) -> None:
     connection_class = module.DuckDBPyConnection
     for name in _METHODS:
         setattr(connection_class, name, traced(_as_from(getattr(connection_class, name)), _DRIVER))
-        setattr(module, name, _of_module(module, getattr(module, name)))
+        setattr(module, name, _of_module(getattr(module, name)))
     for name in ("cursor", "duplicate"):
         setattr(connection_class, name, _named_alike(getattr(connection_class, name)))
     connect = module.connect
@@ -39,7 +39,11 @@ def duckdb(module: Any) -> None:
     module.connect = named
 
 
-_DRIVER = Driver("duckdb", lambda connection: connection, lambda connection: Place("duckdb", _names.get(connection)))
+def _place(connection: Any) -> Place:
+    return Place("duckdb", None if connection is None else _names.get(connection))
+
+
+_DRIVER = Driver("duckdb", lambda connection: connection, _place)
 
 
 def _as_from(function: Callable[..., Any], *, of_module: bool = False) -> Callable[..., Any]:
@@ -71,13 +75,13 @@ _CALL = "_mackerel_otel_call"
 _CODE = compile(f"{_CALL}()", "<mackerel_otel_server>", "eval")
 
 
-def _of_module(module: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the traced function of the module, which works with a connection that is given by name or the default."""
+def _of_module(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the traced function of the module: its connection is given by name, or is the default one in memory."""
     method = traced(_as_from(function, of_module=True), _DRIVER)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return method(kwargs.get("connection") or module.default_connection(), *args, **kwargs)
+        return method(kwargs.get("connection"), *args, **kwargs)
 
     return call
 

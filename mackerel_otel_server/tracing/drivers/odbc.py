@@ -24,6 +24,7 @@ _SYSTEMS = {
 _OTHER = "other_sql"
 # Of SQLGetInfo, which the driver answers without asking the server.
 _SERVER_NAME, _DATABASE_NAME, _DBMS_NAME = 13, 16, 17
+_PLACE = ("server", "port", "database")
 _PAIR = re.compile(r"\s*([^=;]+?)\s*=\s*(\{(?:[^}]|\}\})*\}|[^;]*)")
 
 
@@ -36,7 +37,8 @@ def pyodbc(module: Any) -> None:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             connection = _Connection(self.__wrapped__(*args, **kwargs))
             text = args[0] if args else kwargs.get("connstring", "")
-            connection._mackerel_otel_given = {**_pairs(text), **{name.lower(): kwargs[name] for name in kwargs}}  # noqa: SLF001
+            given = {**_pairs(text), **{name.lower(): value for name, value in kwargs.items()}}
+            connection._mackerel_otel_given = {name: given[name] for name in _PLACE if name in given}  # noqa: SLF001
             return connection
 
     module.connect = Connect(module.connect)
