@@ -13,6 +13,9 @@ KNOWN_METHODS: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"}
 )
 
+EXCLUDED: Final = "mackerel_otel_server.excluded"
+"""The key of the context of an excluded request, in which nothing is recorded."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HttpOptions:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from opentelemetry.sdk.trace import TracerProvider, sampling
+from opentelemetry.sdk.trace import TracerProvider
 
 from mackerel_otel_server.pipeline.processor import ForkAwareSpanProcessor, Pipeline
 from mackerel_otel_server.pipeline.resource import make_resource
+from mackerel_otel_server.pipeline.sampler import make_sampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,15 +17,6 @@ if TYPE_CHECKING:
     from mackerel_otel_server.settings import Settings
 
 __all__ = ["ForkAwareSpanProcessor", "make_tracer_provider"]
-
-_SAMPLERS: Final[dict[str, Callable[[float], sampling.Sampler]]] = {
-    "always_on": lambda _ratio: sampling.ALWAYS_ON,
-    "always_off": lambda _ratio: sampling.ALWAYS_OFF,
-    "traceidratio": sampling.TraceIdRatioBased,
-    "parentbased_always_on": lambda _ratio: sampling.ParentBased(sampling.ALWAYS_ON),
-    "parentbased_always_off": lambda _ratio: sampling.ParentBased(sampling.ALWAYS_OFF),
-    "parentbased_traceidratio": lambda ratio: sampling.ParentBased(sampling.TraceIdRatioBased(ratio)),
-}
 
 
 def make_tracer_provider(
@@ -46,7 +38,7 @@ def make_tracer_provider(
     processor = ForkAwareSpanProcessor(make_pipeline, started)
     provider = TracerProvider(
         resource=resource,
-        sampler=_SAMPLERS[settings.sampler](settings.sampler_ratio),
+        sampler=make_sampler(settings),
         # Our own exit handler keeps the deadline; the SDK's would wait up to 30 s.
         shutdown_on_exit=False,
     )

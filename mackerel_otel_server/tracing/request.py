@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from mackerel_otel_server.http_options import HttpOptions
+from mackerel_otel_server.http_options import EXCLUDED, HttpOptions
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import http
 
@@ -224,7 +224,7 @@ def begin_excluded(parent: Context | None, carrier: dict[str, Any]) -> Request:
     trace_id = remote.trace_id if remote.is_valid else random.getrandbits(128) or 1
     span_id = random.getrandbits(64) or 1
     unsampled = NonRecordingSpan(SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(0)))
-    return _enter(Request("", "", unsampled, parent), carrier)
+    return _enter(Request("", "", unsampled, context.set_value(EXCLUDED, True, parent)), carrier)
 
 
 def _enter(request: Request, carrier: dict[str, Any]) -> Request:

@@ -1,0 +1,47 @@
+"""Which spans are recorded: what the operator's sampler takes, but nothing within an excluded request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.context import Context, get_value
+from opentelemetry.sdk.trace import sampling
+
+from mackerel_otel_server.http_options import EXCLUDED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mackerel_otel_server.settings import Settings
+
+_SAMPLERS: Final[dict[str, Callable[[float], sampling.Sampler]]] = {
+    "always_on": lambda _ratio: sampling.ALWAYS_ON,
+    "always_off": lambda _ratio: sampling.ALWAYS_OFF,
+    "traceidratio": sampling.TraceIdRatioBased,
+    "parentbased_always_on": lambda _ratio: sampling.ParentBased(sampling.ALWAYS_ON),
+    "parentbased_always_off": lambda _ratio: sampling.ParentBased(sampling.ALWAYS_OFF),
+    "parentbased_traceidratio": lambda ratio: sampling.ParentBased(sampling.TraceIdRatioBased(ratio)),
+}
+_ASK_NO_PARENT: Final = ("always_on", "traceidratio")
+
+
+def make_sampler(settings: Settings) -> sampling.Sampler:
+    """Return the sampler of ``OTEL_TRACES_SAMPLER``."""
+    sampler = _SAMPLERS[settings.sampler](settings.sampler_ratio)
+    # The parent of what an excluded request makes is not sampled, which is enough for all others.
+    if settings.sampler in _ASK_NO_PARENT and settings.http.excluded_urls:
+        return _ExceptExcluded(sampler)
+    return sampler
+
+
+class _ExceptExcluded(sampling.Sampler):
+    def __init__(self, sampler: sampling.Sampler) -> None:
+        self._sampler = sampler
+
+    def should_sample(self, parent_context: Context | None, *args: Any, **kwargs: Any) -> sampling.SamplingResult:
+        if get_value(EXCLUDED, parent_context):
+            return sampling.SamplingResult(sampling.Decision.DROP)
+        return self._sampler.should_sample(parent_context, *args, **kwargs)
+
+    def get_description(self) -> str:
+        return self._sampler.get_description()

@@ -1,0 +1,184 @@
+"""A WSGI application that does what no application should."""
+
+import os
+import sys
+
+
+def ok(start_response):
+    return start_response("200 OK", [("Content-Type", "text/plain"), ("X-Odd", "1")])
+
+
+class Closing:
+    """A body of two parts."""
+
+    def __init__(self, parts=(b"one ", b"two"), error=None):
+        self.parts = iter(parts)
+        self.error = error
+
+    def __iter__(self):
+        return self.parts
+
+    def close(self):
+        if self.error is not None:
+            raise self.error
+
+
+class Sized(Closing):
+    def __len__(self):
+        return 1
+
+
+def raises_in_close(environ, start_response):
+    ok(start_response)
+    return Closing(error=ValueError("close"))
+
+
+def raises_before_the_first_chunk(environ, start_response):
+    ok(start_response)
+    raise ValueError("first")
+    yield b"never"
+
+
+def raises_after_an_empty_chunk(environ, start_response):
+    ok(start_response)
+    yield b""
+    raise ValueError("empty")
+
+
+def raises_after_a_chunk(environ, start_response):
+    ok(start_response)
+    yield b"one "
+    raise ValueError("midway")
+
+
+def starts_twice(environ, start_response):
+    ok(start_response)
+    try:
+        raise ValueError("twice")
+    except ValueError:
+        start_response("500 Oops", [("Content-Type", "text/plain")], sys.exc_info())
+    return [b"error page"]
+
+
+def starts_again_too_late(environ, start_response):
+    ok(start_response)
+    yield b"one "
+    try:
+        raise ValueError("late")
+    except ValueError:
+        start_response("500 Oops", [("Content-Type", "text/plain")], sys.exc_info())
+    yield b"error page"
+
+
+def starts_twice_without_exc_info(environ, start_response):
+    ok(start_response)
+    ok(start_response)
+    return [b"two starts"]
+
+
+def starts_late(environ, start_response):
+    start_response("201 Created", [("Content-Type", "text/plain")])
+    yield b"late"
+
+
+def never_starts(environ, start_response):
+    return [b"no status"]
+
+
+def writes(environ, start_response):
+    write = ok(start_response)
+    write(b"written ")
+    return [b"returned"]
+
+
+def raises_after_writing(environ, start_response):
+    write = ok(start_response)
+    write(b"written ")
+    raise ValueError("written")
+
+
+def latin_header(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain"), ("X-Name", "caf\xe9")])
+    return [b"latin"]
+
+
+def no_reason(environ, start_response):
+    start_response("200 ", [("Content-Type", "text/plain")])
+    return [b"no reason"]
+
+
+def no_status(environ, start_response):
+    start_response("well", [("Content-Type", "text/plain")])
+    return [b"no status"]
+
+
+def bad_header(environ, start_response):
+    start_response("200 OK", [("Content-Type", 5)])
+    return [b"bad header"]
+
+
+def keywords(environ, start_response):
+    start_response(status="200 OK", headers=[("Content-Type", "text/plain")])
+    return [b"keywords"]
+
+
+def sized(environ, start_response):
+    ok(start_response)
+    return Sized([b"sized"])
+
+
+def in_a_tuple(environ, start_response):
+    ok(start_response)
+    return (b"tu", b"ple")
+
+
+def in_a_list(environ, start_response):
+    ok(start_response)
+    return [b"list"]
+
+
+def in_bytes(environ, start_response):
+    ok(start_response)
+    return b"bytes"
+
+
+def nothing(environ, start_response):
+    ok(start_response)
+    return None
+
+
+def a_number(environ, start_response):
+    ok(start_response)
+    return 5
+
+
+def no_content(environ, start_response):
+    start_response("204 No Content", [])
+    return []
+
+
+def not_modified(environ, start_response):
+    start_response("304 Not Modified", [("ETag", '"x"')])
+    return []
+
+
+def a_file(environ, start_response):
+    start_response("200 OK", [("Content-Length", str(os.path.getsize(__file__)))])
+    return environ["wsgi.file_wrapper"](open(__file__, "rb"))
+
+
+def an_open_file(environ, start_response):
+    ok(start_response)
+    return open(__file__, "rb")
+
+
+def raises(environ, start_response):
+    raise ValueError("call")
+
+
+PATHS = {f"/{name}": value for name, value in list(globals().items()) if getattr(value, "__code__", None)}
+del PATHS["/ok"]
+
+
+def application(environ, start_response):
+    return PATHS[environ["PATH_INFO"]](environ, start_response)

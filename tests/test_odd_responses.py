@@ -1,0 +1,111 @@
+"""What no application should do: the bytes of the response are those of the server without us, and the span knows."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from servers import APPS, DEADLINE, Server, environment, gunicorn, server_spans, uwsgi
+
+from mackerel_otel_server.cli.receiver import Receiver
+
+sys.path.insert(0, str(APPS))
+from odd import PATHS
+
+sys.path.remove(str(APPS))
+
+# The status of the span where it is no error, and what went wrong where it is one.
+ERRORS: dict[str, tuple[int, str | None]] = {
+    "/raises_in_close": (200, "ValueError"),
+    "/raises_before_the_first_chunk": (500, "ValueError"),
+    "/raises_after_a_chunk": (200, "ValueError"),
+    "/starts_twice": (500, "ValueError"),
+    "/starts_again_too_late": (200, "ValueError"),
+    "/raises_after_writing": (200, "ValueError"),
+    "/raises": (500, "ValueError"),
+    "/a_number": (500, "TypeError"),
+    "/starts_late": (201, None),
+    "/no_content": (204, None),
+    "/not_modified": (304, None),
+}
+# Where the servers differ, or the error is found by the server itself.
+OF_SERVER = {
+    "/raises_after_an_empty_chunk",
+    "/starts_twice_without_exc_info",
+    "/never_starts",
+    "/no_status",
+    "/bad_header",
+    "/keywords",
+    "/in_bytes",
+    "/nothing",
+    "/no_reason",
+}
+
+
+def _bytes(server: Server, path: str, method: str) -> bytes:
+    """Return all that a server sends, but the date."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as connection:
+        connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n".encode())
+        received = b""
+        try:
+            while part := connection.recv(65536):
+                received += part
+        except ConnectionResetError:
+            received += b"<reset>"
+    server.answered += 1
+    return re.sub(rb"Date: [^\r]*", b"", received)
+
+
+def _ask_all(server: Server) -> dict[str, bytes]:
+    # The server logs errors for the most part, and goes on.
+    return {f"{method} {path}": _bytes(server, path, method) for path in PATHS for method in ("GET", "HEAD")}
+
+
+def _check(receiver: Receiver, log: str) -> None:
+    spans = server_spans(receiver.spans)
+    found = sorted((str(span.attributes["url.path"]), str(span.attributes["http.request.method"])) for span in spans)
+    assert found == sorted((path, method) for path in PATHS for method in ("GET", "HEAD")), log
+    for span in spans:
+        path = str(span.attributes["url.path"])
+        if path in OF_SERVER:
+            continue
+        status, error = ERRORS.get(path, (200, None))
+        if not (path == "/a_number" and span.attributes["http.request.method"] == "HEAD"):
+            assert span.attributes["http.response.status_code"] == status, span
+            types = [event.attributes["exception.type"] for event in span.events]
+            if path == "/starts_again_too_late" and types[1:] == ["OSError"]:
+                types.pop()  # uWSGI's own: headers already sent
+            assert types == ([error] if error else []), span
+        assert (span.status_code == "ERROR") is (error is not None), span
+    assert "is not traced" not in log
+
+
+def test_under_gunicorn(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "untouched").mkdir()
+    with gunicorn(tmp_path / "untouched", env=environment(), conf=None, workers=1, app="odd") as server:
+        untouched = _ask_all(server)
+    with gunicorn(tmp_path, env=environment(receiver), workers=1, app="odd") as server:
+        traced = _ask_all(server)
+        log = server.stop()
+    assert traced == untouched
+    assert untouched["GET /writes"].endswith(b"returned\r\n0\r\n\r\n")
+    _check(receiver, log)
+
+
+def test_under_uwsgi(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "untouched").mkdir()
+    ini = "master = true\nmodule = odd\nenable-threads = true\n"
+    with uwsgi(tmp_path / "untouched", ini, env=environment(), processes=1) as server:
+        untouched = _ask_all(server)
+    with uwsgi(
+        tmp_path, f"import = mackerel_otel_server.uwsgi\n{ini}", env=environment(receiver), processes=1
+    ) as server:
+        traced = _ask_all(server)
+        server.wait_until_idle()
+        log = server.stop()
+    assert traced == untouched
+    assert untouched["GET /in_bytes"].endswith(b"\r\n\r\nbytes")
+    _check(receiver, log)
