@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
-import sys
+import re
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -181,10 +182,25 @@ def test_odd_requests(more: dict[str, Any], expected: dict[str, Any]) -> None:
 
 text = st.text(st.characters(max_codepoint=0xFF), max_size=40)
 anything = st.one_of(text, st.text(max_size=20), st.none(), st.integers(), st.binary(max_size=5), st.just(...))
-KEYS = (
-    "REQUEST_METHOD SCRIPT_NAME PATH_INFO QUERY_STRING RAW_URI REQUEST_URI SERVER_NAME SERVER_PORT SERVER_PROTOCOL "
-    "REMOTE_ADDR HTTP_HOST HTTP_USER_AGENT HTTP_TRACEPARENT HTTP_TRACESTATE HTTP_BAGGAGE CONTENT_LENGTH wsgi.url_scheme"
-).split()
+KEYS = [
+    "REQUEST_METHOD",
+    "SCRIPT_NAME",
+    "PATH_INFO",
+    "QUERY_STRING",
+    "RAW_URI",
+    "REQUEST_URI",
+    "SERVER_NAME",
+    "SERVER_PORT",
+    "SERVER_PROTOCOL",
+    "REMOTE_ADDR",
+    "HTTP_HOST",
+    "HTTP_USER_AGENT",
+    "HTTP_TRACEPARENT",
+    "HTTP_TRACESTATE",
+    "HTTP_BAGGAGE",
+    "CONTENT_LENGTH",
+    "wsgi.url_scheme",
+]
 
 
 @settings(deadline=None, max_examples=150)
@@ -203,7 +219,7 @@ def test_every_request_of_text_is_one_span(more: dict[str, str]) -> None:
 @settings(deadline=None, max_examples=150)
 @given(st.dictionaries(st.sampled_from(KEYS), anything), st.dictionaries(st.text(max_size=9), anything))
 def test_no_request_whatever_it_holds_is_answered_otherwise(more: dict[str, Any], odd: dict[str, Any]) -> None:
-    capture = HttpOptions(request_headers=__import__("re").compile(".*"))
+    capture = HttpOptions(request_headers=re.compile(".*"))
     with tracing(capture):
         sent = serve(trace_wsgi(hello), environ(**odd, **more) if not set(odd) & set(more) else environ(**more))
     assert (sent.body, sent.error) == (b"hello", None)
@@ -328,7 +344,7 @@ def test_a_middleware_finds_in_a_body_what_it_finds_without_us() -> None:
         found = traced(environ(make=list), Sent().start_response)
         assert isinstance(found, list)
         assert (found, found[0], len(found), [b"zero", *found]) == (parts, b"one", 2, [b"zero", *parts])
-        found.close()
+        found.close()  # type: ignore[attr-defined]
         generator = traced(environ(make=iter), Sent().start_response)
         assert next(generator) == b"one"
         assert list(generator) == [b"two"]
@@ -488,8 +504,6 @@ def test_an_unsampled_request_makes_nothing_and_is_served() -> None:
 
 
 def test_an_excluded_request_makes_no_span_and_none_of_its_own_code() -> None:
-    import re
-
     def application(environ: Any, start_response: Any) -> Any:
         with request._tracer.start_as_current_span("own"):  # noqa: SLF001
             return hello(environ, start_response)
@@ -514,10 +528,8 @@ def test_a_callback_for_trace_ids_that_raises_ends_nothing() -> None:
 
 def test_exc_info_of_a_page_that_is_no_servers_error_is_no_exception() -> None:
     def application(environ: Any, start_response: Any) -> Any:
-        try:
-            raise LookupError("none such")
-        except LookupError:
-            start_response("404 Not Found", [], sys.exc_info())
+        error = LookupError("none such")
+        start_response("404 Not Found", [], (LookupError, error, None))
         return [b"none"]
 
     with tracing() as spans:
@@ -543,18 +555,16 @@ def test_wsgirefs_validator_finds_nothing_around_us_and_below_us() -> None:
                 sent = _Strict()
                 body = traced(made, sent.start_response)
                 assert b"".join(body) == b"one"
-                body.close()
+                body.close()  # type: ignore[attr-defined]
                 assert len(spans.all) == 1
 
 
 class _Strict(Sent):
-    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:  # type: ignore[override]
+    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:
         return super().start_response(status, headers, exc_info)
 
 
 def test_a_request_leaves_nothing_behind() -> None:
-    import gc
-
     def application(environ: Any, start_response: Any) -> Any:
         if environ["PATH_INFO"] == "/fail":
             raise ValueError("fails")

@@ -144,7 +144,6 @@ def in_bytes(environ, start_response):
 
 def nothing(environ, start_response):
     ok(start_response)
-    return None
 
 
 def a_number(environ, start_response):
