@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 APPS = Path(__file__).with_name("apps")
 VARIANTS = ("untouched", "recipe", "opentelemetry-instrument", "ours")
+STOCK_SPAN = "stock span"
+"""A variant for server_span.py: OpenTelemetry's middleware makes the server span, this package sends it."""
 CLASSES = {"sync": [], "gthread": ["--threads", "8"], "gevent": [], "asgi": []}
 APPLICATIONS = {"generic": "generic WSGI callable", "flask": "Flask + one SQLite query"}
 DEADLINE = 30.0
@@ -55,8 +57,8 @@ class Case:
 
     def exists(self) -> bool:
         """Tell whether there is something to measure."""
-        # This package makes no server spans for ASGI requests yet; the Flask application is a WSGI callable.
-        return self.worker_class != "asgi" or (self.application == "generic" and self.variant != "ours")
+        # The Flask application is a WSGI callable.
+        return self.worker_class != "asgi" or self.application != "flask"
 
     def command(self, workers: int, listener: int) -> list[str]:
         """Return what starts the server."""
@@ -70,15 +72,18 @@ class Case:
         ]
 
     def _configuration(self) -> list[str]:
-        files = {"recipe": "python:recipe", "ours": "python:mackerel_otel_server.conf"}
+        ours = "python:mackerel_otel_server.conf"
+        files = {"recipe": "python:recipe", "ours": ours, STOCK_SPAN: ours}
         return ["--config", files[self.variant]] if self.variant in files else []
 
     def _target(self) -> str:
-        module = {"flask": "flask_sqlite", "generic": "generic"}[self.application]
+        module = {"flask": "flask_sqlite"}.get(self.application, self.application)
         if self.worker_class == "asgi":
-            module = "asgi_generic"
+            module = f"asgi_{module}"
         # The command instruments Flask and sqlite3 by itself; around a callable of no framework it puts nothing.
-        by_hand = self.variant == "recipe" or (self.variant == "opentelemetry-instrument" and module != "flask_sqlite")
+        by_hand = self.variant in ("recipe", STOCK_SPAN) or (
+            self.variant == "opentelemetry-instrument" and module != "flask_sqlite"
+        )
         return f"{module}:traced()" if by_hand else f"{module}:application"
 
 
@@ -102,7 +107,7 @@ def environment(variant: str, endpoint: str, folder: str, schedule_delay: int) -
     if variant == "recipe":
         return kept | {"BENCHMARK_ENDPOINT": endpoint, "BENCHMARK_KEY": _KEY}
     kept |= {"OTEL_SERVICE_NAME": "benchmark"}
-    if variant == "ours":
+    if variant in ("ours", STOCK_SPAN):
         path = os.pathsep.join([kept["PYTHONPATH"], _hide_instrumentation(folder)])
         return kept | {"MACKEREL_OTEL_ENDPOINT": endpoint, "MACKEREL_APIKEY": _KEY, "PYTHONPATH": path}
     return kept | {
