@@ -83,6 +83,7 @@ def _duration(span: ReceivedSpan) -> int:
         ("asgi_plain:make_application()", "GET"),
         ("asgi_starlette:application", "GET /pid"),
         ("asgi_fastapi:application", "GET /pid"),
+        ("asgi_falcon:application", "GET /pid"),
         ("mysite.asgi", "GET /pid"),
     ],
 )
@@ -156,6 +157,9 @@ def test_a_request_has_what_mackerel_lists_it_by(serve: Serve, receiver: Receive
         ("asgi_fastapi", "GET", "/api/shops/acme/in/deep/4", 200, "/api/shops/{shop}/in/deep/{number}"),
         ("asgi_fastapi", "GET", "/t/acme/v/1", 200, "/t/{tenant}/v/{number}"),
         ("asgi_fastapi", "GET", "/none", 404, None),
+        ("asgi_falcon", "GET", "/items/3", 200, "/items/{item:int}"),
+        ("asgi_falcon", "POST", "/items/3", 405, "/items/{item:int}"),
+        ("asgi_falcon", "GET", "/items/x", 404, None),
         ("mysite.asgi", "GET", "/own-async/3", 200, "/own-async/<int:number>"),
         ("mysite.asgi", "GET", "/none", 404, None),
     ],
@@ -207,6 +211,7 @@ def test_the_servers_root_path_stands_before_the_route_once(tmp_path: Path, rece
         ("asgi_plain:application", "/fail"),
         ("asgi_starlette:application", "/fail"),
         ("asgi_fastapi:application", "/fail"),
+        ("asgi_falcon:application", "/fail"),
         ("mysite.asgi:application", "/fail"),
     ],
 )
@@ -227,7 +232,12 @@ def test_an_exception_that_nobody_handles_is_an_event_of_the_span(
 
 @pytest.mark.parametrize(
     ("app", "path", "status"),
-    [("asgi_starlette", "/teapot", 418), ("asgi_starlette", "/on-purpose", 410), ("asgi_fastapi", "/teapot", 418)],
+    [
+        ("asgi_starlette", "/teapot", 418),
+        ("asgi_starlette", "/on-purpose", 410),
+        ("asgi_fastapi", "/teapot", 418),
+        ("asgi_falcon", "/teapot", 418),
+    ],
 )
 def test_an_exception_that_the_application_handles_is_no_event(
     serve: Serve, receiver: Receiver, app: str, path: str, status: int
@@ -245,6 +255,7 @@ def test_an_exception_that_the_application_handles_is_no_event(
         ("asgi_plain:application", "/own"),
         ("asgi_starlette:application", "/own"),
         ("asgi_fastapi:application", "/own"),
+        ("asgi_falcon:application", "/own"),
         ("mysite.asgi:application", "/own"),
         ("mysite.asgi:application", "/own-async/1"),
     ],
@@ -385,6 +396,7 @@ def test_a_websocket_session_is_one_span(serve: Serve, receiver: Receiver) -> No
         ("asgi_starlette", "/echo/kitchen", "/echo/{room}"),
         ("asgi_starlette", "/acme/v/echo", "/{tenant}/v/echo"),
         ("asgi_fastapi", "/api/shops/acme/echo", "/api/shops/{shop}/echo"),
+        ("asgi_falcon", "/items/7", "/items/{item:int}"),
     ],
 )
 def test_a_websocket_session_has_a_route_and_its_end_is_no_error(

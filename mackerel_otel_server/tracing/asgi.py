@@ -31,10 +31,7 @@ _SCHEMES: Final = {"http": "http", "websocket": "ws"}
 """The types of scopes that make a span, and what a missing ``scheme`` means; ``lifespan`` makes none."""
 _SWITCHING_PROTOCOLS: Final = 101
 _FORBIDDEN: Final = 403
-_SERVER_ERROR: Final = 500
 
-_aside: dict[int, Any] = {}
-"""Applications, by id, whose server spans another instrumentation makes."""
 _departures: tuple[type[BaseException], ...] = ()
 
 
@@ -73,11 +70,13 @@ def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         len(args) != _ARGUMENTS
         or kwargs
         or not isinstance(scope := args[0], dict)
-        or request.KEY in scope
         or scope.get("type") not in _SCHEMES
         or not gate.open_for_request()
     ):
         return application(*args, **kwargs)
+    if request.KEY in scope:
+        request.note_nested(scope[request.KEY], application)
+        return application(*args)
     begun = _begin(application, scope)
     if begun is None:
         return application(*args)
@@ -87,7 +86,7 @@ def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 def _begin(application: Any, scope: dict[str, Any]) -> Request | None:
     """Start the span of a request; None where it is to have none of ours. Never raises."""
     try:
-        if wrapping.identity(application) in _aside:
+        if request.is_aside(application):
             return None
         if request.has_outer_span():
             scope[request.KEY] = None
@@ -114,13 +113,14 @@ def _begin(application: Any, scope: dict[str, Any]) -> Request | None:
             method=get("method", "GET"),
             scheme=scheme,
             path=path,
-            query=get("query_string", b"").decode("latin-1"),
+            query=http.quoted(get("query_string", b"").decode("latin-1")),
             host=host,
             client=client[0] if client else "",
             version=get("http_version", ""),
             user_agent=by_name.get(b"user-agent", b"").decode("latin-1"),
         )
         begun = request.begin(method, get("root_path", "").rstrip("/"), attributes, parent, scope)
+        begun.application = application
         if options.request_headers is not None:
             begun.add_header_attributes("request", _text(headers))
     except Exception:
@@ -167,8 +167,7 @@ async def _serve(
             detach(token)
         begun.end()
     if begun.has_given_way:
-        # Another instrumentation has taken the request over: it shall do so alone from now on.
-        _aside[wrapping.identity(application)] = application
+        request.step_aside(begun.application)
     return result
 
 
@@ -224,7 +223,7 @@ def _note_response(begun: Request, message: Any) -> None:
 
 
 def _end_of_response(begun: Request) -> None:
-    if begun.status < _SERVER_ERROR:
+    if begun.status < http.SERVER_ERROR:
         begun.end()
     elif begun.end_time is None:
         begun.end_time = time_ns()
@@ -235,7 +234,7 @@ def _note_error(begun: Request, error: BaseException) -> None:
     import asyncio  # not for a server of WSGI
 
     if isinstance(error, _departures):
-        if begun.status >= _SERVER_ERROR:
+        if begun.status >= http.SERVER_ERROR:
             # The framework's error page, which nobody was there to read.
             begun.status = 0
     elif isinstance(error, asyncio.CancelledError):
@@ -256,7 +255,7 @@ def _path(scope: dict[str, Any]) -> str:
     """Return the path as the client sent it, where the server tells; else rebuilt."""
     raw: bytes | None = scope.get("raw_path")
     if raw:
-        return http.path_of(raw.decode("latin-1"))
+        return http.quoted(http.path_of(raw.decode("latin-1")))
     return quote(scope["path"], errors="replace") or "/"
 
 

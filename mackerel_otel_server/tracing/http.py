@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +22,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _LONGEST_METHOD: Final = 64
 SERVER_ERROR: Final = 500
 """4xx are the client's."""
+_SAFE: Final = "".join(map(chr, range(0x21, 0x7F)))
 _VERSIONS: Final = {"HTTP/1.1": "1.1", "HTTP/2.0": "2", "HTTP/3.0": "3"}
 # https://opentelemetry.io/docs/specs/semconv/registry/attributes/url/#url-query
 _SECRET_KEYS: Final = (
@@ -114,6 +116,11 @@ def path_of(target: str) -> str:
         # The absolute form that proxies are asked with.
         path = f"/{path.partition('://')[2].partition('/')[2]}"
     return path
+
+
+def quoted(text: str) -> str:
+    """Percent-encode the bytes, one by each character, that a client should have encoded itself."""
+    return text if text.isascii() else quote(text, safe=_SAFE, encoding="latin-1", errors="replace")
 
 
 def response_attributes(options: HttpOptions, status: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 
 from mackerel_otel_server.http_options import EXCLUDED, HttpOptions
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import http
+from mackerel_otel_server.tracing import http, wrapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,6 +34,8 @@ _propagate: Any = None
 """The module ``opentelemetry.propagate``, whose import fails where OTEL_PROPAGATORS names one that is not installed."""
 _known_propagator: TextMapPropagator | None = None
 _on_trace_id: Callable[[str], None] | None = None
+_aside: dict[int, Any] = {}
+"""Applications, by id, whose server spans another instrumentation makes."""
 _complained = False
 
 
@@ -257,6 +259,24 @@ def has_outer_span() -> bool:
     if isinstance(span, NonRecordingSpan):
         return True
     return span.is_recording() and getattr(span, "kind", SpanKind.SERVER) is SpanKind.SERVER
+
+
+def step_aside(application: Any) -> None:
+    """Leave an application's requests to another instrumentation, which has just taken one over."""
+    _aside[wrapping.identity(application)] = application
+
+
+def is_aside(application: Any) -> bool:
+    """Tell whether another instrumentation makes an application's server spans."""
+    return bool(_aside) and wrapping.identity(application) in _aside
+
+
+def note_nested(begun: Request | None, application: Any) -> None:
+    """Note that a request has come to an application within the one that its span began with."""
+    if begun is not None and begun.span is not None:
+        begun.application = application
+        if is_aside(application):
+            begun.is_dropped = True
 
 
 def extract(carrier: Any, getter: Getter[Any], *, has_headers: bool) -> Context | None:

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 _ARGUMENTS: Final = 2
 _STATUS_DIGITS: Final = 3
-_SAFE: Final = "".join(map(chr, range(0x21, 0x7F)))
 
-_aside: dict[int, Any] = {}
-"""Applications, by id, whose server spans another instrumentation makes."""
 _served: dict[int, Any] = {}
 """Applications, by id, that the server itself calls, so that the SCRIPT_NAME they get is the server's own."""
 _find_mounts: Callable[[], Iterable[str]] = tuple
@@ -85,7 +82,7 @@ def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         return application(*args, **kwargs)
     environ, start_response = args
     if request.KEY in environ:
-        _note_nested(environ[request.KEY], application)
+        request.note_nested(environ[request.KEY], application)
         return application(environ, start_response)
     begun = _begin(application, environ)
     if begun is None:
@@ -93,18 +90,10 @@ def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     return _serve(begun, application, environ, start_response)
 
 
-def _note_nested(begun: Request | None, application: Any) -> None:
-    """Note that a request has come to an application within the one that its span began with."""
-    if begun is not None and begun.span is not None:
-        begun.application = application
-        if _aside and wrapping.identity(application) in _aside:
-            begun.is_dropped = True
-
-
 def _begin(application: Any, environ: dict[str, Any]) -> Request | None:
     """Start the span of a request; None where it is to have none of ours. Never raises."""
     try:
-        if wrapping.identity(application) in _aside:
+        if request.is_aside(application):
             return None
         if request.has_outer_span():
             environ[request.KEY] = None
@@ -125,7 +114,7 @@ def _begin(application: Any, environ: dict[str, Any]) -> Request | None:
             method=get("REQUEST_METHOD", ""),
             scheme=scheme,
             path=path,
-            query=_quoted(get("QUERY_STRING", "")),
+            query=http.quoted(get("QUERY_STRING", "")),
             host=host,
             client=get("REMOTE_ADDR", ""),
             version=http.version_of(get("SERVER_PROTOCOL", "")),
@@ -155,8 +144,7 @@ def _serve(
     finally:
         detach(token)
     if begun.has_given_way:
-        # Another instrumentation has taken the request over: it shall do so alone from now on.
-        _aside[wrapping.identity(begun.application)] = begun.application
+        request.step_aside(begun.application)
     kind = type(body)
     if kind is list:
         return _Chunks(body, begun, environ)
@@ -329,12 +317,7 @@ def _path(environ: dict[str, Any]) -> str:
     if not target:
         decoded = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         return quote(decoded, encoding="latin-1", errors="replace") or "/"
-    return _quoted(http.path_of(target))
-
-
-def _quoted(text: str) -> str:
-    """Percent-encode the bytes that a client should have encoded itself."""
-    return text if text.isascii() else quote(text, safe=_SAFE, encoding="latin-1", errors="replace")
+    return http.quoted(http.path_of(target))
 
 
 def _mount(application: Any, script_name: str | None) -> str:

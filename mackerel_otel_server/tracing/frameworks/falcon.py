@@ -1,13 +1,14 @@
-"""Falcon's WSGI applications."""
+"""Falcon's WSGI and ASGI applications."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing import asgi, wsgi
 from mackerel_otel_server.tracing.request import KEY
-from mackerel_otel_server.tracing.wsgi import trace_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,18 +20,36 @@ class _NoteRoute:
 
     def process_response(self, req: Any, resp: Any, resource: Any, req_succeeded: Any) -> None:  # noqa: ARG002 - Falcon's names
         """Note the route. Never raises."""
-        begun = req.env.get(KEY)
-        if begun is not None:
-            begun.route = req.uri_template
+        _note_route(req.env, req)
+
+    async def process_response_async(self, req: Any, resp: Any, resource: Any, req_succeeded: Any) -> None:  # noqa: ARG002 - the same
+        """Note the route. Never raises."""
+        _note_route(req.scope, req)
+
+    async def process_resource_ws(self, req: Any, ws: Any, resource: Any, params: Any) -> None:  # noqa: ARG002 - the same
+        """Note the route of a WebSocket. Never raises."""
+        _note_route(req.scope, req)
+
+
+def _note_route(carrier: dict[str, Any], req: Any) -> None:
+    begun = carrier.get(KEY)
+    if begun is not None:
+        begun.route = req.uri_template
 
 
 _NOTE_ROUTE: Final = _NoteRoute()
 
 
-def _hook(module: ModuleType) -> None:
-    trace_class(module.App)
+def _trace_wsgi(module: ModuleType) -> None:
+    wsgi.trace_class(module.App)
+    # ASGI applications are of a class below this one, and have all but these three in common.
     _add_middleware(module.App)
-    _note_errors(module.App)
+    _note_errors(module.App, "env")
+
+
+def _trace_asgi(module: ModuleType) -> None:
+    asgi.trace_class(module.App)
+    _note_errors(module.App, "scope")
 
 
 def _add_middleware(cls: Any) -> None:
@@ -43,17 +62,15 @@ def _add_middleware(cls: Any) -> None:
     @functools.wraps(original)
     def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        # ASGI applications call theirs another way.
-        if not any(base.__module__ == "falcon.asgi.app" for base in type(self).__mro__):
-            try:
-                self.add_middleware(_NOTE_ROUTE)
-            except Exception:
-                log.debug("no routes", exc_info=True)
+        try:
+            self.add_middleware(_NOTE_ROUTE)
+        except Exception:
+            log.debug("no routes", exc_info=True)
 
     cls.__init__ = initialize
 
 
-def _note_errors(cls: Any) -> None:
+def _note_errors(cls: Any, carrier: str) -> None:
     """Note the exceptions that Falcon's own handler turns into its 500 page; the application's handlers replace it.
 
     Private, but nothing else tells the one from the others.
@@ -63,16 +80,28 @@ def _note_errors(cls: Any) -> None:
         log.debug("Falcon has no _python_error_handler: its 500 pages come without an exception")
         return
 
-    @functools.wraps(original)
-    def handle(self: Any, req: Any, resp: Any, error: BaseException, *args: Any, **kwargs: Any) -> Any:
+    def note(req: Any, error: BaseException) -> None:
         try:
-            if (begun := req.env.get(KEY)) is not None:
+            if (begun := getattr(req, carrier).get(KEY)) is not None:
                 begun.record(error)
         except Exception:
             log.debug("an exception is not noted", exc_info=True)
-        return original(self, req, resp, error, *args, **kwargs)
+
+    handle: Callable[..., Any]
+    if inspect.iscoroutinefunction(original):
+
+        @functools.wraps(original)
+        async def handle(self: Any, req: Any, resp: Any, error: BaseException, *args: Any, **kwargs: Any) -> Any:
+            note(req, error)
+            return await original(self, req, resp, error, *args, **kwargs)
+    else:
+
+        @functools.wraps(original)
+        def handle(self: Any, req: Any, resp: Any, error: BaseException, *args: Any, **kwargs: Any) -> Any:
+            note(req, error)
+            return original(self, req, resp, error, *args, **kwargs)
 
     cls._python_error_handler = handle
 
 
-HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {"falcon.app": _hook}
+HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {"falcon.app": _trace_wsgi, "falcon.asgi.app": _trace_asgi}
