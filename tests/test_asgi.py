@@ -444,6 +444,28 @@ def test_where_the_application_is_instrumented_by_itself_that_makes_the_one_serv
     assert log.count("makes the server spans of this application") == 1, log
 
 
+def test_of_two_applications_in_one_only_the_instrumented_one_is_left_to_the_other(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    (tmp_path / "door.py").write_text(
+        "from asgi_fastapi import application as instrumented\n"
+        "from asgi_starlette import application as other\n"
+        "from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor\n"
+        "from starlette.applications import Starlette\n"
+        "from starlette.routing import Mount\n"
+        "FastAPIInstrumentor.instrument_app(instrumented, exclude_spans=['send', 'receive'])\n"
+        "application = Starlette(routes=[Mount('/a', instrumented), Mount('/b', other)])\n"
+    )
+    env = environment(receiver)
+    env["PYTHONPATH"] += f":{tmp_path}"
+    with gunicorn(tmp_path, "-k", WORKER_CLASSES[0], env=env, app="door:application", workers=1) as server:
+        for path in ["/a/own", "/b/own"] * 2:
+            assert server.get(path).status == 200
+        server.stop()
+    scopes = [span.scope.partition(".")[0] for span in server_spans(receiver.spans)]
+    assert sorted(scopes) == ["mackerel_otel_server"] * 2 + ["opentelemetry"] * 2
+
+
 def test_fastapi_makes_the_spans_itself_if_the_application_gave_it_a_provider(
     tmp_path: Path, receiver: Receiver
 ) -> None:
