@@ -74,9 +74,9 @@ def _trace(
         if _apply_own_instrumentation(name, module):
             return
         # Here, not above: only a driver needs them.
-        from mackerel_otel_server.tracing import drivers, queries
+        from mackerel_otel_server.tracing import connections, drivers
 
-        queries.use_conventions(semantic_conventions())
+        connections.use_conventions(semantic_conventions())
         for part, patch in drivers.PATCHES[name].items():
             register_post_import_hook(functools.partial(_patch, patch), part)
     except Exception as error:

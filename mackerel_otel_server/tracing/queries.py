@@ -10,8 +10,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from contextvars import ContextVar, Token
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any
 
 from opentelemetry import context, trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
@@ -20,6 +19,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, TraceFlags, Tracer
 from mackerel_otel_server import __version__
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate
+from mackerel_otel_server.tracing.connections import Driver, attributes_of
 from mackerel_otel_server.tracing.failures import describe
 from mackerel_otel_server.tracing.statements import operation_of, text_of
 
@@ -28,32 +28,8 @@ Given = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of a cursor's method."""
 QueryOf = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 """Finds the query among them."""
-Constants = dict[str, str | int]
 
 _SAMPLED = TraceFlags.SAMPLED
-_NEW = ("db.system.name", "db.namespace", "server.address", "server.port", "db.query.text", "db.operation.name")
-_OLD = ("db.system", "db.name", "net.peer.name", "net.peer.port", "db.statement", "db.operation")
-
-
-class Place(NamedTuple):
-    """Where a connection leads to."""
-
-    system: str
-    namespace: str | None = None
-    host: str | None = None
-    port: int | None = None
-
-
-class Driver(NamedTuple):
-    """How to learn from a cursor where its queries go, without asking the server."""
-
-    system: str
-    connection_of: Callable[[Any], Any]
-    place_of: Callable[[Any], Place]
-    calls_back: bool = False
-    """Whether a query can call the application, which may query the same connection: its queries are told apart by
-    their cursors. Elsewhere a second query of a connection that is under way is the driver's own."""
-
 
 _QUERY_NAMES = ("query", "operation", "sql", "statement", "procname")
 
@@ -295,13 +271,11 @@ def _begin(parent: Span, driver: Driver, cursor: Any, query_of: QueryOf, given: 
             return None
         text = text_of(query_of(*given), cursor)
         operation = operation_of(text)
-        attributes = _constants(connection, driver).copy()
-        for name in _text_names:
-            attributes[name] = text
-        if operation:
-            for name in _operation_names:
-                attributes[name] = operation
-        span = _get_tracer().start_span(operation or driver.system, kind=SpanKind.CLIENT, attributes=attributes)
+        span = _get_tracer().start_span(
+            operation or driver.system,
+            kind=SpanKind.CLIENT,
+            attributes=attributes_of(connection, driver, text, operation),
+        )
         return _Query(span, key, given)
     except Exception:
         log.debug("a query is not traced", exc_info=True)
@@ -313,61 +287,6 @@ def _is_others_query(span: Any) -> bool:
     attributes = getattr(span, "attributes", None) or {}
     scope = getattr(span, "instrumentation_scope", None)
     return ("db.system.name" in attributes or "db.system" in attributes) and getattr(scope, "name", "") != __name__
-
-
-_place_names: tuple[tuple[str, ...], ...] = ()
-_text_names: tuple[str, ...] = ()
-_operation_names: tuple[str, ...] = ()
-
-
-def use_conventions(mode: str) -> None:
-    """Choose the names of the attributes of all queries to come on connections to come.
-
-    Args:
-        mode: ``new``, ``old`` or ``both``; see settings.semantic_conventions().
-    """
-    global _place_names, _text_names, _operation_names
-    names = {"new": (_NEW,), "old": (_OLD,), "both": (_NEW, _OLD)}[mode]
-    _place_names = tuple(name[:4] for name in names)
-    _text_names = tuple(name[4] for name in names)
-    _operation_names = tuple(name[5] for name in names)
-
-
-use_conventions("new")
-
-_KEPT = "_mackerel_otel_attributes"
-_constants_of_others: WeakKeyDictionary[Any, Constants] = WeakKeyDictionary()
-
-
-def _constants(connection: Any, driver: Driver) -> Constants:
-    """Return what all spans of a connection have in common, kept in the connection or, where that cannot be, beside."""
-    known: Constants | None = getattr(connection, _KEPT, None)
-    if known is not None:
-        return known
-    try:
-        known = _constants_of_others.get(connection)
-    except TypeError:  # cannot be referenced weakly, or a subclass with an __eq__ of its own has no hash
-        known = None
-    if known is not None:
-        return known
-    try:
-        place = driver.place_of(connection)
-    except Exception:  # closed, or a release with other attributes: the query is worth a span all the same
-        log.debug("a connection does not say where it leads to", exc_info=True)
-        return _attributes_of(Place(driver.system))
-    known = _attributes_of(place)
-    try:
-        setattr(connection, _KEPT, known)
-    except (AttributeError, TypeError):
-        try:
-            _constants_of_others[connection] = known
-        except TypeError:
-            log.debug("%s is asked with each query where it leads to", type(connection))
-    return known
-
-
-def _attributes_of(place: Place) -> Constants:
-    return {name: value for names in _place_names for name, value in zip(names, place, strict=True) if value}
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from mackerel_otel_server.tracing.connections import Driver, Place
 from mackerel_otel_server.tracing.drivers.patching import (
     METHODS,
     connection_of,
@@ -17,7 +18,7 @@ from mackerel_otel_server.tracing.drivers.patching import (
     replaced,
     subclass,
 )
-from mackerel_otel_server.tracing.queries import Driver, Place, QueryOf, given_query, traced, traced_manager
+from mackerel_otel_server.tracing.queries import QueryOf, given_query, traced, traced_manager
 
 
 def _place(connection: Any) -> Place:

@@ -9,6 +9,7 @@ from typing import Any
 
 from wrapt import CallableObjectProxy
 
+from mackerel_otel_server.tracing.connections import Driver, Place
 from mackerel_otel_server.tracing.drivers.patching import (
     METHODS,
     REMEMBERED,
@@ -18,7 +19,7 @@ from mackerel_otel_server.tracing.drivers.patching import (
     replaced,
     subclass,
 )
-from mackerel_otel_server.tracing.queries import Driver, Place, traced
+from mackerel_otel_server.tracing.queries import traced
 
 
 def sqlite3(module: Any) -> None:
