@@ -16,7 +16,7 @@ from wsgiref.validate import validator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opentelemetry import baggage, context, trace
+from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -66,7 +66,8 @@ def tracing(options: HttpOptions | None = None, sampler: Sampler = ALWAYS_ON) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "active", True)
         patch.setattr(gate, "_start", None)
-        patch.setattr(wsgi, "_aside", {})
+        patch.setattr(request, "_aside", {})
+        patch.setattr(request, "_propagate", propagate)
         patch.setattr(request, "options", options or HttpOptions())
         patch.setattr(request, "_tracer", provider.get_tracer("test"))
         yield Spans(exporter)
