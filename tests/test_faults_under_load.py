@@ -278,7 +278,9 @@ def test_a_200_whose_body_drips_delivers_as_fast_as_its_limit_allows(servers: Se
         outcome = servers.outcome(server, lambda: len(server.requests) > 2)
     assert outcome.arrived - BATCH <= outcome.sent <= outcome.arrived
     assert outcome.arrived_again == 0
-    assert set(outcome.lost) == {"queue full", "not sent in time"}
+    # The batch whose answer drips when the worker leaves may have arrived.
+    assert {"queue full", "not sent in time"} == set(outcome.lost) - {"unconfirmed"}
+    assert outcome.lost.get("unconfirmed", 0) in (0, BATCH)
     (said,) = outcome.said
     assert "answered 200 with something that is no OTLP answer" in said
 
