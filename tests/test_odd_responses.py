@@ -16,6 +16,7 @@ PATHS.remove("/application")
 # The status of the span where it is no error, and what went wrong where it is one.
 ERRORS: dict[str, tuple[int, str | None]] = {
     "/raises_in_close": (200, "ValueError"),
+    "/raises_in_close_of_nothing": (204, "ValueError"),
     "/raises_before_the_first_chunk": (500, "ValueError"),
     "/raises_after_a_chunk": (200, "ValueError"),
     "/starts_twice": (500, "ValueError"),

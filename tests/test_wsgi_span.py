@@ -204,7 +204,7 @@ KEYS = [
 ]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.sampled_from(KEYS), text))
 def test_every_request_of_text_is_one_span(more: dict[str, str]) -> None:
     with tracing() as spans:
@@ -217,7 +217,7 @@ def test_every_request_of_text_is_one_span(more: dict[str, str]) -> None:
     assert spans.one.name in {"GET", "HTTP", *request.options.known_methods}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.sampled_from(KEYS), anything), st.dictionaries(st.text(max_size=9), anything))
 def test_no_request_whatever_it_holds_is_answered_otherwise(more: dict[str, Any], odd: dict[str, Any]) -> None:
     capture = HttpOptions(request_headers=re.compile(".*"))

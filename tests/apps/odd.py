@@ -33,6 +33,11 @@ def raises_in_close(environ, start_response):
     return Closing(error=ValueError("close"))
 
 
+def raises_in_close_of_nothing(environ, start_response):
+    start_response("204 No Content", [])
+    return Closing((), error=ValueError("close"))
+
+
 def raises_before_the_first_chunk(environ, start_response):
     ok(start_response)
     raise ValueError("first")

@@ -33,7 +33,7 @@ def make():
         from web_flask import app as flask
         from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-        FlaskInstrumentor().instrument_app(flask)
+        FlaskInstrumentor().instrument_app(flask, excluded_urls="with-slash")
         app = DispatcherMiddleware(flask, {"/falcon": falcon})
     elif KIND == "django":
         from opentelemetry.instrumentation.django import DjangoInstrumentor
