@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from servers import Server, environment, gunicorn
+from servers import DEADLINE, Server, environment, gunicorn
 
 from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
 
@@ -188,3 +191,56 @@ def test_a_middleware_between_the_server_and_the_framework_adds_nothing_to_the_r
         ask(server, [case])
         log = server.stop()
     check_all(receiver, [case], log)
+
+
+PROPAGATING = """
+import json, os, sys
+from wsgiref.util import setup_testing_defaults
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from mackerel_otel_server.http_options import HttpOptions
+from mackerel_otel_server.tracing import frameworks, gate, request
+
+exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+gate.active = True
+request.prepare(HttpOptions(), "0")
+frameworks.register()
+
+from web_bottle import app as bottle
+from web_django.wsgi import application as django
+from web_flask import app as flask
+from web_pyramid import app as pyramid
+from django.conf import settings
+
+bottle.catchall = False
+flask.config["PROPAGATE_EXCEPTIONS"] = True
+settings.DEBUG_PROPAGATE_EXCEPTIONS = True
+for application in (bottle, django, flask, pyramid):
+    exporter.clear()
+    environ = {"PATH_INFO": "/fail/value"}
+    setup_testing_defaults(environ)
+    try:
+        application(environ, lambda *args: None)
+    except Exception as error:
+        raised = type(error).__name__
+    (span,) = exporter.get_finished_spans()
+    events = [event.attributes["exception.type"] for event in span.events]
+    print(json.dumps([raised, span.name, span.attributes["http.response.status_code"], events]))
+"""
+
+
+def test_an_exception_that_a_framework_notes_and_passes_on_is_one_event(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROPAGATING]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    bottle, django, flask, pyramid = map(json.loads, result.stdout.splitlines())
+    assert bottle == ["ValueError", "GET /fail/<kind>", 500, ["ValueError"]]
+    assert django == ["ValueError", "GET /fail/<kind>", 500, ["ValueError"]]
+    assert flask == ["AnotherTeapotError", "GET /fail/<kind>", 500, ["web_flask.AnotherTeapotError"]]
+    assert pyramid == ["ValueError", "GET /fail/{kind}", 500, ["ValueError"]]

@@ -96,7 +96,9 @@ def test_a_client_that_leaves_ends_the_span(tmp_path: Path, receiver: Receiver, 
     assert spans["streaming"].parent_span_id == spans["GET"].span_id
 
 
-@pytest.mark.parametrize("options", [["--threads", "2"], ["-k", "gevent"]], ids=["gthread", "gevent"])
+@pytest.mark.parametrize(
+    "options", [["-k", "sync"], ["--threads", "2"], ["-k", "gevent"]], ids=["sync", "gthread", "gevent"]
+)
 def test_each_request_has_its_own_context_and_leaves_none_behind(
     tmp_path: Path, receiver: Receiver, options: list[str]
 ) -> None:

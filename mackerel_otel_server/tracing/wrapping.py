@@ -65,7 +65,7 @@ def wrap_class(cls: type, call: Call) -> bool:
     original = vars(owner)["__call__"] if owner else None
     if hasattr(original, _WRAPPED):
         return True
-    if owner is None or not isinstance(original, types.FunctionType):
+    if owner is None or not _is_function(original):
         return False
 
     traced: Callable[..., Any]
@@ -85,6 +85,11 @@ def wrap_class(cls: type, call: Call) -> bool:
     vars(traced)[_WRAPPED] = True
     type.__setattr__(owner, "__call__", traced)
     return True
+
+
+def _is_function(method: Any) -> bool:
+    # Falcon 3 is compiled with Cython, whose functions are bound like Python's.
+    return isinstance(method, types.FunctionType) or type(method).__name__ == "cython_function_or_method"
 
 
 class _TracedCallable(wrapt.ObjectProxy):  # type: ignore[type-arg, unused-ignore]  # generic since wrapt 2
