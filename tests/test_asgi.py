@@ -453,7 +453,7 @@ def test_of_two_applications_in_one_only_the_instrumented_one_is_left_to_the_oth
         "from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor\n"
         "from starlette.applications import Starlette\n"
         "from starlette.routing import Mount\n"
-        "FastAPIInstrumentor.instrument_app(instrumented, exclude_spans=['send', 'receive'])\n"
+        "FastAPIInstrumentor.instrument_app(instrumented, exclude_spans=['send', 'receive'], excluded_urls='teapot')\n"
         "application = Starlette(routes=[Mount('/a', instrumented), Mount('/b', other)])\n"
     )
     env = environment(receiver)
@@ -461,6 +461,8 @@ def test_of_two_applications_in_one_only_the_instrumented_one_is_left_to_the_oth
     with gunicorn(tmp_path, "-k", WORKER_CLASSES[0], env=env, app="door:application", workers=1) as server:
         for path in ["/a/own", "/b/own"] * 2:
             assert server.get(path).status == 200
+        # Which requests the other one leaves out is for it to say.
+        assert server.get("/a/teapot").status == 418
         server.stop()
     scopes = [span.scope.partition(".")[0] for span in server_spans(receiver.spans)]
     assert sorted(scopes) == ["mackerel_otel_server"] * 2 + ["opentelemetry"] * 2
