@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 
 from mackerel_otel_server import trace_wsgi
 from mackerel_otel_server.http_options import HttpOptions
-from mackerel_otel_server.tracing import gate, request, wsgi
+from mackerel_otel_server.tracing import gate, request
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"

@@ -62,7 +62,7 @@ def wrap_class(cls: type, call: Call) -> bool:
         False when its ``__call__`` is no Python function, so that it cannot be replaced.
     """
     owner = next((base for base in cls.__mro__ if "__call__" in vars(base)), None)
-    original = vars(owner)["__call__"] if owner else None
+    original: Any = vars(owner)["__call__"] if owner else None
     if hasattr(original, _WRAPPED):
         return True
     if owner is None or not _is_function(original):
