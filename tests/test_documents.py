@@ -8,9 +8,10 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from servers import assert_one_server_span_per_request, environment, gunicorn, uwsgi
+from servers import assert_one_server_span_per_request, environment, gunicorn, server_span, uwsgi
 
 import mackerel_otel_server.settings
 from mackerel_otel_server.cli.receiver import Receiver
@@ -73,9 +74,14 @@ def test_each_message_in_troubleshooting_is_one_that_the_package_writes() -> Non
         assert words in source, message
 
 
-@pytest.mark.parametrize("language", ["ini"])
-def test_the_uwsgi_ini_of_the_readme_traces(tmp_path: Path, receiver: Receiver, language: str) -> None:
-    (block,) = _blocks(ENGLISH, language)
+def _block(language: str, words: str) -> str:
+    """Return the one code block that holds these words."""
+    (block,) = (block for block in _blocks(ENGLISH, language) if words in block)
+    return block
+
+
+def test_the_uwsgi_ini_of_the_readme_traces(tmp_path: Path, receiver: Receiver) -> None:
+    block = _block("ini", "import = mackerel_otel_server.uwsgi")
     with uwsgi(tmp_path, block.removeprefix("[uwsgi]\n"), env=environment(receiver)) as server:
         pids = server.ask_every_worker(2, 4)
         server.wait_until_idle()
@@ -118,6 +124,58 @@ def test_the_own_spans_of_the_readme_are_made(tmp_path: Path, receiver: Receiver
         server.stop()
     (span,) = [span for span in receiver.spans if span.name == "order"]
     assert span.attributes == {"id": 7}
+
+
+def test_the_access_log_of_the_readme_shows_the_trace_id(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "gunicorn.conf.py").write_text(
+        _block("python", "access_log_format") + "accesslog = '-'\n" + _block("python", "install(globals())")
+    )
+    with gunicorn(tmp_path, env=environment(receiver), conf=None, workers=1) as server:
+        server.get("/own")
+        log = server.stop()
+    assert f'"GET /own HTTP/1.1" 200 5 trace={server_span(receiver, "/own").trace_id}\n' in log, log
+
+
+def test_the_log_format_of_the_readme_shows_the_trace_id_under_uwsgi(tmp_path: Path, receiver: Receiver) -> None:
+    ini = "import = mackerel_otel_server.uwsgi\nmaster = true\nmodule = plain:application\n"
+    with uwsgi(tmp_path, ini + _block("ini", "log-format"), env=environment(receiver), processes=1) as server:
+        server.get("/own")
+        shown = server.wait_for_log(r'"GET /own" 200 \d+ trace=(\w+)').group(1)
+        server.stop()
+    assert shown == server_span(receiver, "/own").trace_id
+
+
+def test_the_records_of_the_readme_show_the_trace_id(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "noting.py").write_text(
+        "import logging\n" + _block("python", "otelTraceID") + "\ndef application(environ, start_response):\n"
+        "    logging.getLogger('shop').warning('noted')\n    start_response('200 OK', [])\n    return [b'ok']\n"
+    )
+    env = environment(receiver)
+    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    with gunicorn(tmp_path, env=env, app="noting:application", workers=1) as server:
+        server.get("/a")
+        log = server.stop()
+    assert f"WARNING shop trace={server_span(receiver, '/a').trace_id} noted" in log, log
+
+
+def test_the_lines_of_the_readme_trace_a_driver_that_is_not_known(
+    tmp_path: Path, receiver: Receiver, postgresql: dict[str, Any]
+) -> None:
+    address = {**postgresql, "database": postgresql["dbname"]}
+    del address["dbname"]
+    (tmp_path / "asking.py").write_text(
+        _block("python", "trace_integration(") + "\ndef application(environ, start_response):\n"
+        f"    connection = pg8000.dbapi.connect(**{address!r})\n"
+        "    connection.cursor().execute('SELECT 1')\n    connection.close()\n"
+        "    start_response('200 OK', [])\n    return [b'ok']\n"
+    )
+    env = environment(receiver)
+    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    with gunicorn(tmp_path, env=env, app="asking:application", workers=1) as server:
+        assert server.get().status == 200, server.log
+        server.stop()
+    (query,) = (span for span in receiver.spans if span.kind == "CLIENT")
+    assert query.attributes.get("db.query.text", query.attributes.get("db.statement")) == "SELECT 1"
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11; the other environments check it")
