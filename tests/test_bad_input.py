@@ -149,7 +149,7 @@ def test_secrets_in_the_headers_variable_and_in_urls_stay_out_of_the_log(tmp_pat
 
 
 def test_a_propagator_that_is_not_installed_is_reported_by_nobody_else(tmp_path: Path, receiver: Receiver) -> None:
-    with gunicorn(tmp_path, env=environment(receiver, OTEL_PROPAGATORS="b3")) as server:
+    with gunicorn(tmp_path, env=environment(receiver, OTEL_PROPAGATORS="jaeger")) as server:
         server.ask_every_worker(2, 2)
         log = server.stop()
     assert log.count("mackerel_otel_server:") == 1, log

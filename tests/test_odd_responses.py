@@ -10,7 +10,7 @@ from servers import APPS, DEADLINE, Server, environment, gunicorn, server_spans,
 
 from mackerel_otel_server.cli.receiver import Receiver
 
-PATHS = sorted(f"/{name}" for name in re.findall(r"^def (\w+)\(environ", (APPS / "odd.py").read_text(), re.MULTILINE))
+PATHS = sorted(f"/{name}" for name in re.findall(r"^def (\w+)\(environ", (APPS / "misbehaving.py").read_text(), re.MULTILINE))
 PATHS.remove("/application")
 
 # The status of the span where it is no error, and what went wrong where it is one.
@@ -82,9 +82,9 @@ def _check(receiver: Receiver, log: str) -> None:
 
 def test_under_gunicorn(tmp_path: Path, receiver: Receiver) -> None:
     (tmp_path / "untouched").mkdir()
-    with gunicorn(tmp_path / "untouched", env=environment(), conf=None, workers=1, app="odd") as server:
+    with gunicorn(tmp_path / "untouched", env=environment(), conf=None, workers=1, app="misbehaving") as server:
         untouched = _ask_all(server)
-    with gunicorn(tmp_path, env=environment(receiver), workers=1, app="odd") as server:
+    with gunicorn(tmp_path, env=environment(receiver), workers=1, app="misbehaving") as server:
         traced = _ask_all(server)
         log = server.stop()
     assert traced == untouched
@@ -94,7 +94,7 @@ def test_under_gunicorn(tmp_path: Path, receiver: Receiver) -> None:
 
 def test_under_uwsgi(tmp_path: Path, receiver: Receiver) -> None:
     (tmp_path / "untouched").mkdir()
-    ini = "master = true\nmodule = odd\nenable-threads = true\n"
+    ini = "master = true\nmodule = misbehaving\nenable-threads = true\n"
     with uwsgi(tmp_path / "untouched", ini, env=environment(), processes=1) as server:
         untouched = _ask_all(server)
     with uwsgi(
