@@ -10,7 +10,9 @@ from servers import APPS, DEADLINE, Server, environment, gunicorn, server_spans,
 
 from mackerel_otel_server.cli.receiver import Receiver
 
-PATHS = sorted(f"/{name}" for name in re.findall(r"^def (\w+)\(environ", (APPS / "misbehaving.py").read_text(), re.MULTILINE))
+PATHS = sorted(
+    f"/{name}" for name in re.findall(r"^def (\w+)\(environ", (APPS / "misbehaving.py").read_text(), re.MULTILINE)
+)
 PATHS.remove("/application")
 
 # The status of the span where it is no error, and what went wrong where it is one.
