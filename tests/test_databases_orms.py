@@ -149,7 +149,7 @@ report(statements=asked, scopes=scopes)
 """,
         database.address,
     )
-    ours = "mackerel_otel_server.tracing.queries"
+    ours = "mackerel_otel_server.tracing.databases.queries"
     assert [scope == ours for scope in result.facts["scopes"]] == [False] * (len(result.spans) - 1) + [True]
     texts = [span["attributes"].get("db.query.text", span["attributes"].get("db.statement")) for span in result.spans]
     texts = [text for text in texts if text is not None]  # it makes spans of connecting

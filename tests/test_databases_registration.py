@@ -29,7 +29,7 @@ databases.register()
 new = set(sys.modules) - before
 names = ("MySQLdb", "pymysql", "mysql", "psycopg2", "psycopg", "sqlite3")
 drivers = [m for m in sys.modules if m.partition(".")[0] in names]
-names = ("opentelemetry.instrumentation.dbapi", "mackerel_otel_server.tracing.drivers")
+names = ("opentelemetry.instrumentation.dbapi", "mackerel_otel_server.tracing.databases.drivers")
 lazy = [m for m in sys.modules if m.startswith(names)]
 report(new=sorted(new), drivers=drivers, lazy=lazy, threads=threading.active_count())
 """

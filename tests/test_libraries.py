@@ -345,7 +345,7 @@ report(answer=answer)
     assert next(span["attributes"][name] for name in names if name in span["attributes"]).startswith("SELECT 41 + %")
     own = find_spec("opentelemetry.instrumentation") and find_spec(f"opentelemetry.instrumentation.{driver}")
     assert span["scope"] == (
-        f"opentelemetry.instrumentation.{driver}" if own else "mackerel_otel_server.tracing.queries"
+        f"opentelemetry.instrumentation.{driver}" if own else "mackerel_otel_server.tracing.databases.queries"
     )
 
 

@@ -6,8 +6,8 @@ import tracemalloc
 
 import pytest
 
-from mackerel_otel_server.tracing.failures import describe
-from mackerel_otel_server.tracing.statements import LIMIT, operation_of, text_of
+from mackerel_otel_server.tracing.databases.failures import describe
+from mackerel_otel_server.tracing.databases.statements import LIMIT, operation_of, text_of
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import functools
 import inspect
 from typing import Any
 
-from mackerel_otel_server.tracing.connections import Driver, Place
-from mackerel_otel_server.tracing.drivers.patching import REMEMBERED, as_str, connection_of, patch_methods
+from mackerel_otel_server.tracing.databases.connections import Driver, Place
+from mackerel_otel_server.tracing.databases.drivers.patching import REMEMBERED, as_str, connection_of, patch_methods
 
 
 def mysqlclient_connections(module: Any) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing.queries import traced
+from mackerel_otel_server.tracing.databases.queries import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mackerel_otel_server.tracing.connections import Driver
+    from mackerel_otel_server.tracing.databases.connections import Driver
 
 connection_of = attrgetter("connection")
 METHODS = ("execute", "executemany", "callproc")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from wrapt import register_post_import_hook
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import databases, engines, gate, instrumentors, targets
+from mackerel_otel_server.tracing import databases, gate, instrumentors
+from mackerel_otel_server.tracing.libraries import engines, targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container

@@ -9,8 +9,8 @@ from typing import Any
 
 from wrapt import CallableObjectProxy
 
-from mackerel_otel_server.tracing.connections import Driver, Place
-from mackerel_otel_server.tracing.drivers.patching import (
+from mackerel_otel_server.tracing.databases.connections import Driver, Place
+from mackerel_otel_server.tracing.databases.drivers.patching import (
     METHODS,
     REMEMBERED,
     connection_of,
@@ -19,7 +19,7 @@ from mackerel_otel_server.tracing.drivers.patching import (
     replaced,
     subclass,
 )
-from mackerel_otel_server.tracing.queries import traced
+from mackerel_otel_server.tracing.databases.queries import traced
 
 
 def sqlite3(module: Any) -> None:

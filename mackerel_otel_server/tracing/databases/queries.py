@@ -19,9 +19,9 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, TraceFlags, Tracer
 from mackerel_otel_server import __version__
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate
-from mackerel_otel_server.tracing.connections import Driver, attributes_of
-from mackerel_otel_server.tracing.failures import describe
-from mackerel_otel_server.tracing.statements import operation_of, text_of
+from mackerel_otel_server.tracing.databases.connections import Driver, attributes_of
+from mackerel_otel_server.tracing.databases.failures import describe
+from mackerel_otel_server.tracing.databases.statements import operation_of, text_of
 
 Method = Callable[..., Any]
 Given = tuple[tuple[Any, ...], dict[str, Any]]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from mackerel_otel_server.tracing.connections import Driver, Place
-from mackerel_otel_server.tracing.drivers.patching import (
+from mackerel_otel_server.tracing.databases.connections import Driver, Place
+from mackerel_otel_server.tracing.databases.drivers.patching import (
     METHODS,
     connection_of,
     lay_below,
@@ -18,7 +18,7 @@ from mackerel_otel_server.tracing.drivers.patching import (
     replaced,
     subclass,
 )
-from mackerel_otel_server.tracing.queries import QueryOf, given_query, traced, traced_manager
+from mackerel_otel_server.tracing.databases.queries import QueryOf, given_query, traced, traced_manager
 
 
 def _place(connection: Any) -> Place:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from mackerel_otel_server.tracing.connections import Driver, Place
-from mackerel_otel_server.tracing.drivers.patching import file_name
-from mackerel_otel_server.tracing.queries import traced
+from mackerel_otel_server.tracing.databases.connections import Driver, Place
+from mackerel_otel_server.tracing.databases.drivers.patching import file_name
+from mackerel_otel_server.tracing.databases.queries import traced
 
 _METHODS = ("execute", "executemany")
 _names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()

@@ -74,7 +74,7 @@ def _trace(
         if _apply_own_instrumentation(name, module):
             return
         # Here, not above: only a driver needs them.
-        from mackerel_otel_server.tracing import connections, drivers
+        from mackerel_otel_server.tracing.databases import connections, drivers
 
         connections.use_conventions(semantic_conventions())
         for part, patch in drivers.PATCHES[name].items():
@@ -124,7 +124,7 @@ def _step_aside_for_sqlalchemy(module: Any) -> None:
         from sqlalchemy import event
         from sqlalchemy.engine import Engine
 
-        from mackerel_otel_server.tracing import queries
+        from mackerel_otel_server.tracing.databases import queries
 
         def do_execute(*arguments: Any) -> None:
             if (span := getattr(arguments[-1], "_otel_span", None)) is not None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from wrapt import CallableObjectProxy, ObjectProxy
 
-from mackerel_otel_server.tracing.connections import Driver, Place
-from mackerel_otel_server.tracing.queries import traced
+from mackerel_otel_server.tracing.databases.connections import Driver, Place
+from mackerel_otel_server.tracing.databases.queries import traced
 
 # SQL_DBMS_NAME -> db.system.name, https://opentelemetry.io/docs/specs/semconv/registry/attributes/db/
 _SYSTEMS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mackerel_otel_server.tracing.drivers import duckdb, mysql, odbc, postgresql, sqlite
+from mackerel_otel_server.tracing.databases.drivers import duckdb, mysql, odbc, postgresql, sqlite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
