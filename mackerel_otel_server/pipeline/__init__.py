@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from opentelemetry.sdk.trace import TracerProvider
-
 from mackerel_otel_server.pipeline.processor import ForkAwareSpanProcessor, Pipeline
 from mackerel_otel_server.pipeline.resource import make_resource
-from mackerel_otel_server.pipeline.sampler import make_sampler
+from mackerel_otel_server.pipeline.sampler import is_sampled_by, make_sampler
+from mackerel_otel_server.pipeline.spans import Provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from opentelemetry.sdk.trace import TracerProvider
 
     from mackerel_otel_server.settings import Settings
 
@@ -36,7 +37,8 @@ def make_tracer_provider(
         return Pipeline(settings, resource if of_this_process else make_resource(settings), new_api_key)
 
     processor = ForkAwareSpanProcessor(make_pipeline, started)
-    provider = TracerProvider(
+    provider = Provider(
+        is_sampled_by(settings),
         resource=resource,
         sampler=make_sampler(settings),
         # Our own exit handler keeps the deadline; the SDK's would wait up to 30 s.

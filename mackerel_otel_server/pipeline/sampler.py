@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import Context, get_value
 from opentelemetry.sdk.trace import sampling
+from opentelemetry.trace import TraceFlags
 
 from mackerel_otel_server.http_options import EXCLUDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from opentelemetry.trace import SpanContext
 
     from mackerel_otel_server.settings import Settings
 
@@ -32,6 +35,25 @@ def make_sampler(settings: Settings) -> sampling.Sampler:
     if settings.sampler in _ASK_NO_PARENT and settings.http.excluded_urls:
         return _ExceptExcluded(sampler)
     return sampler
+
+
+def is_sampled_by(settings: Settings) -> Callable[[Context | None, SpanContext | None, int], bool]:
+    """Return a function that answers as the sampler does, from the parent if it is valid and the trace id."""
+    asks_parent = settings.sampler not in (*_ASK_NO_PARENT, "always_off")
+    except_excluded = settings.sampler in _ASK_NO_PARENT and bool(settings.http.excluded_urls)
+    if settings.sampler.endswith("traceidratio"):
+        bound = sampling.TraceIdRatioBased(settings.sampler_ratio).bound
+    else:
+        bound = sampling.TraceIdRatioBased.TRACE_ID_LIMIT + 1 if settings.sampler.endswith("always_on") else 0
+
+    def is_sampled(context: Context | None, parent: SpanContext | None, trace_id: int) -> bool:
+        if asks_parent and parent is not None:
+            return bool(parent.trace_flags & TraceFlags.SAMPLED)
+        if except_excluded and get_value(EXCLUDED, context):
+            return False
+        return trace_id & sampling.TraceIdRatioBased.TRACE_ID_LIMIT < bound
+
+    return is_sampled
 
 
 class _ExceptExcluded(sampling.Sampler):
