@@ -147,7 +147,10 @@ class Encoder:
         The SDK's properties take locks and make copies, which is most of the time that its own encoder needs.
         """
         context, parent, name, status = span._context, span._parent, span._name, span._status
-        attributes, events, links = span._attributes, span._events, span._links
+        attributes = span._attributes
+        # By way of the dict: a span of ours has them only once there is one (see spans).
+        fields = span.__dict__
+        events, links = fields.get("_events"), fields.get("_links")
         columns = self._cache.columns
 
         data = columns.get(None, _EMPTY).get(name) if type(name) is str else None
@@ -166,9 +169,9 @@ class Encoder:
             head += ends[span._kind._value_][-1] + _status(span)
         if context[4] is not DEFAULT_TRACE_STATE:
             head += _trace_state(span)
-        if events._dq or events.dropped:
+        if events is not None and (events._dq or events.dropped):
             head += _events(span)
-        if links._dq or links.dropped:
+        if links is not None and (links._dq or links.dropped):
             head += _links(span)
         if attributes.dropped:
             head += _count(b"\x50", attributes.dropped)

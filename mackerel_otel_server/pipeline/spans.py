@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import Span, Tracer, TracerProvider
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry.sdk.util import BoundedList
+from opentelemetry.trace import DEFAULT_TRACE_STATE, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from mackerel_otel_server.log import log
 
@@ -42,6 +43,10 @@ _PLAIN: Final = frozenset((str, int, bool, float))
 _RANDOM: Final = 2
 """The flag of W3C Trace Context, level 2, that newer SDKs set: the trace id is a random number."""
 _FLAGS: Final = tuple(map(TraceFlags, range(4)))
+_SAMPLED: Final = tuple(TraceFlags(flags | TraceFlags.SAMPLED) for flags in _FLAGS)
+_make_context: Final[Any] = tuple.__new__  # what SpanContext's own calls, after a look at the ids
+_LATER: Final = {"_events": "max_events", "_links": "max_links"}
+"""Fields that most spans of ours never need, and the limits of their lengths."""
 
 
 class Provider(TracerProvider):
@@ -87,15 +92,16 @@ class _QuickTracer(trace.Tracer):
         attributes: Any = template._attributes
         if not (vars(template).keys() >= _FIELDS and vars(attributes).keys() >= {"_dict", "_lock", "maxlen"}):
             raise AttributeError(f"{sorted(vars(template))}, {sorted(vars(attributes))}")
+        ids = (1, 1, False, _FLAGS[0], DEFAULT_TRACE_STATE, True)
+        if tuple(template._context or ()) != ids:
+            raise AttributeError(f"{template._context!r} holds something else")
         limits = template._limits
         if limits.max_span_attribute_length is not None or (limits.max_span_attributes or _ENOUGH) < _ENOUGH:
             raise ValueError("the attributes of each span are to be cut")
-        self._template = vars(template)
+        self._template = {name: value for name, value in vars(template).items() if name not in _LATER}
         self._attributes_class = type(attributes)
         self._attributes_template = vars(attributes)
         self._dict: Any = type(attributes._dict)
-        self._list: Any = type(template._events)
-        self._max_events, self._max_links = limits.max_events, limits.max_links
         self._on_start = tracer.span_processor.on_start
         probe = tracer.id_generator
         self._random = _RANDOM if getattr(probe, "is_trace_id_random", lambda: False)() else 0
@@ -115,7 +121,8 @@ class _QuickTracer(trace.Tracer):
             return self._tracer.start_span(
                 name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
             )
-        parent: SpanContext | None = trace.get_current_span(context).get_span_context()
+        # An empty context, which is that of most requests, has no span.
+        parent = None if context is not None and not context else trace.get_current_span(context).get_span_context()
         if parent is not None and parent.is_valid:
             trace_id = parent.trace_id
             trace_state = parent.trace_state
@@ -136,12 +143,20 @@ class _QuickTracer(trace.Tracer):
         fields = span.__dict__
         fields.update(self._template)
         fields["_name"] = name
-        fields["_context"] = SpanContext(trace_id, span_id, False, _FLAGS[flags | TraceFlags.SAMPLED], trace_state)
+        fields["_context"] = _make_context(
+            SpanContext,
+            (
+                trace_id,
+                span_id,
+                False,
+                _SAMPLED[flags],
+                DEFAULT_TRACE_STATE if trace_state is None else trace_state,
+                True,
+            ),
+        )
         fields["_parent"] = parent
         fields["_kind"] = kind
         fields["_attributes"] = of_span
-        fields["_events"] = self._list(self._max_events)
-        fields["_links"] = self._list(self._max_links)
         fields["_lock"] = threading.Lock()
         fields["_start_time"] = time_ns() if start_time is None else start_time
         self._on_start(span, context)
@@ -157,6 +172,13 @@ class _Template(Span):
 
 class _QuickSpan(Span):
     """A span of the SDK whose last steps are shorter; anything unusual goes the SDK's way."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Make a list of events or links when it is asked for."""
+        if name not in _LATER:
+            raise AttributeError(name)
+        # Of several threads that ask at once, all get the first one's.
+        return vars(self).setdefault(name, BoundedList(getattr(self._limits, _LATER[name])))
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         of_span: Any = self._attributes
