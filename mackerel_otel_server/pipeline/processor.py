@@ -14,6 +14,7 @@ from mackerel_otel_server.log import log
 from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.pipeline.exporter import Exporter
 from mackerel_otel_server.pipeline.sender import Counts, Sender
+from mackerel_otel_server.process import pid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ class Pipeline:
     """What one process sends with. Starts a thread: make it after the fork only."""
 
     def __init__(self, settings: Settings, resource: Resource, new_api_key: Callable[[], str | None]) -> None:
-        self.pid: Final = os.getpid()
+        self.pid: Final = pid()
         self.resource: Final = resource
         self._omitted = settings.omitted_attributes
         self._console = SimpleSpanProcessor(ConsoleSpanExporter()) if "console" in settings.exporters else None
@@ -104,11 +105,11 @@ class ForkAwareSpanProcessor(SpanProcessor):
     def pipeline(self) -> Pipeline:
         """Return this process's pipeline, made at the first call in each process."""
         pipeline = self._pipeline
-        if pipeline is not None and pipeline.pid == os.getpid():
+        if pipeline is not None and pipeline.pid == pid():
             return pipeline
         with self._lock:
             pipeline = self._pipeline
-            if pipeline is not None and pipeline.pid == os.getpid():
+            if pipeline is not None and pipeline.pid == pid():
                 return pipeline
             # What a parent process had belongs to the parent: its queue, its connections, its counts.
             pipeline = self._pipeline = self._make_pipeline()
@@ -119,7 +120,7 @@ class ForkAwareSpanProcessor(SpanProcessor):
     def existing_pipeline(self) -> Pipeline | None:
         """Return this process's pipeline if it has one."""
         pipeline = self._pipeline
-        return pipeline if pipeline is not None and pipeline.pid == os.getpid() else None
+        return pipeline if pipeline is not None and pipeline.pid == pid() else None
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
         """Let the span carry the resource of the process that begins it, which marks it as that process's own."""

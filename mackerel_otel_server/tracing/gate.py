@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+
+from mackerel_otel_server.process import pid
 
 active = False
 """True once this process, or the one it was forked from, traces."""
@@ -28,8 +29,8 @@ def on_first_request(start: Callable[[], bool]) -> None:
 def open_for_request() -> bool:
     """Tell whether a request is to be traced; a process that was forked since the last one starts tracing now."""
     global active, _asked_in_pid
-    if _asked_in_pid != os.getpid() and _start is not None:
+    if _asked_in_pid != pid() and _start is not None:
         active = _start()
         # Last: another thread's first request must wait for the answer, not take the old one.
-        _asked_in_pid = os.getpid()
+        _asked_in_pid = pid()
     return active
