@@ -137,7 +137,7 @@ def test_the_access_log_of_the_readme_shows_the_trace_id(tmp_path: Path, receive
 
 
 def test_the_log_format_of_the_readme_shows_the_trace_id_under_uwsgi(tmp_path: Path, receiver: Receiver) -> None:
-    ini = "import = mackerel_otel_server.uwsgi\nmaster = true\nmodule = plain:application\n"
+    ini = "import = mackerel_otel_server.uwsgi\nmaster = true\nenable-threads = true\nmodule = plain:application\n"
     with uwsgi(tmp_path, ini + _block("ini", "log-format"), env=environment(receiver), processes=1) as server:
         server.get("/own")
         shown = server.wait_for_log(r'"GET /own" 200 \d+ trace=(\w+)').group(1)
