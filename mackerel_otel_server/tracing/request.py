@@ -25,7 +25,6 @@ TRACE_ID: Final = "otel_trace_id"
 """Where a WSGI environ holds the trace id in hexadecimal digits, for access logs; SPAN_ID likewise."""
 SPAN_ID: Final = "otel_span_id"
 
-_NO_ATTRIBUTES: Final[dict[str, Any]] = {}
 _ROOT: Final = context.Context()
 
 options = HttpOptions()
