@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from email.utils import formatdate
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ def test_a_redirect_leads_nothing_to_another_host(servers: Servers, far_end: Mak
 def test_a_far_end_that_finds_each_batch_too_large_gets_each_once(servers: Servers, far_end: Make) -> None:
     with far_end(Step(413)) as server:
         outcome = servers.outcome(server, lambda: len(server.requests) > 3)
-    assert_each_batch_is_lost(outcome, "too large", "answered 413 Request Entity Too Large: these spans are lost")
+    assert_each_batch_is_lost(outcome, "too large", f"answered 413 {HTTPStatus(413).phrase}: these spans are lost")
 
 
 def assert_each_batch_is_lost(outcome: Outcome, reason: str, words: str) -> None:
