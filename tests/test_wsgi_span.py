@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
@@ -587,11 +588,12 @@ def test_a_request_leaves_nothing_behind() -> None:
         tracemalloc.start()
         try:
             used = []
-            for _ in range(4):
+            for _ in range(5):
                 for _ in range(50):
                     some()
                 used.append(tracemalloc.get_traced_memory()[0])
-            assert used[-1] - used[-2] < 1000, used
+            # What is left behind is left behind each time; caches of the interpreter grow now and then.
+            assert min(after - before for before, after in pairwise(used)) < 1000, used
         finally:
             tracemalloc.stop()
             gc.enable()
