@@ -196,12 +196,12 @@ def test_the_servers_root_path_stands_before_the_route_once(tmp_path: Path, rece
     env = environment(receiver)
     env["PYTHONPATH"] += f":{tmp_path}"
     path = "/acme/v/7" if "starlette" in app else "/t/acme/v/7"
-    with uvicorn(tmp_path, "--root-path", "/root", env=env, app="door:application") as server:
+    with uvicorn(tmp_path, "--root-path", "/behind", env=env, app="door:application") as server:
         assert server.get(path).status == 200
         server.stop()
-    span = server_span(receiver, f"/root{path}")
+    span = server_span(receiver, f"/behind{path}")
     assert span.attributes["http.route"] == (
-        "/root/{tenant}/v/{id:int}" if "starlette" in app else "/root/t/{tenant}/v/{number}"
+        "/behind/{tenant}/v/{id:int}" if "starlette" in app else "/behind/t/{tenant}/v/{number}"
     )
 
 
