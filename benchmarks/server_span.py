@@ -4,9 +4,10 @@
     python benchmarks/server_span.py
 
 Two tables in Markdown, with medians of interleaved rounds. In the first, a loop calls the application with an environ
-or scope of eight headers and nothing else; the provider is the SDK's, and its one processor does nothing. In the
-second, Gunicorn serves with one worker, a connection for each request, and the spans of both are sent by this
-package's pipeline to a receiver in another process. Linux only; two idle cores are needed.
+or scope of eight headers and nothing else; the provider is this package's, whose tracers for others are the SDK's, and
+its one processor does nothing. In the second, Gunicorn serves with one worker, a connection for each request, and the
+spans of both are sent by this package's pipeline to a receiver in another process. Linux only; two idle cores are
+needed.
 """
 
 from __future__ import annotations
@@ -162,15 +163,16 @@ def _loops(requests: int) -> dict[tuple[str, str], Callable[[], float]]:
 
 def _trace_this_process() -> None:
     from opentelemetry import trace
-    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace import SpanProcessor
 
     from mackerel_otel_server import __version__
     from mackerel_otel_server.http_options import HttpOptions
+    from mackerel_otel_server.pipeline.spans import Provider
     from mackerel_otel_server.tracing import gate, request
 
     # The stock middleware reads it once, too.
     os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = "http"
-    provider = TracerProvider(shutdown_on_exit=False)
+    provider = Provider(lambda *_: True, shutdown_on_exit=False)
     provider.add_span_processor(SpanProcessor())
     trace.set_tracer_provider(provider)
     request.prepare(HttpOptions(), __version__)
