@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -139,6 +139,10 @@ def semantic_conventions(signal: str) -> str:
         signal: ``database`` or ``http``.
     """
     values = [value.strip() for value in os.environ.get("OTEL_SEMCONV_STABILITY_OPT_IN", "").split(",")]
+    return _conventions(values, signal)
+
+
+def _conventions(values: Sequence[str], signal: str) -> str:
     if f"{signal}/dup" in values:
         return "both"
     return "new" if signal in values else "old"
@@ -629,12 +633,12 @@ _EXCLUDED_URLS: Final = {
 
 
 def _http_options(source: _Reader, propagators: tuple[str, ...]) -> HttpOptions:
-    modes = source.names("OTEL_SEMCONV_STABILITY_OPT_IN") or ("http",)
+    conventions = _conventions(source.names("OTEL_SEMCONV_STABILITY_OPT_IN") or ("http",), "http")
     general = source.pattern("OTEL_PYTHON_EXCLUDED_URLS")
     excluded = {interface: source.pattern(*names) or general for interface, names in _EXCLUDED_URLS.items()}
     return HttpOptions(
-        new_names="http" in modes or "http/dup" in modes,
-        old_names="http/dup" in modes or "http" not in modes,
+        new_names=conventions != "old",
+        old_names=conventions != "new",
         known_methods=frozenset(source.names("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS")) or KNOWN_METHODS,
         excluded_urls={interface: pattern for interface, pattern in excluded.items() if pattern is not None},
         request_headers=source.pattern("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST", flags=re.IGNORECASE),
