@@ -17,24 +17,28 @@ import asyncio
 import gc
 import os
 import sys
+import tempfile
 import time
 from collections import defaultdict
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import measure
 import processes
 import report
-from server import STOCK_SPAN, Case
+from load import drive
+from server import STOCK_SPAN, Case, Server
+from sink import Sink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _VARIANTS = ("untouched", STOCK_SPAN, "ours")
 _WORKER_CLASSES = {"WSGI": "sync", "ASGI": "asgi"}
+_CONNECTIONS = 4
+_SCHEDULE_DELAY = 300
 _HEADERS = {
     "host": "shop.example.com",
     "user-agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
@@ -77,17 +81,18 @@ _SCOPE = {
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7, help="how often everything is measured (default: 7)")
+    parser.add_argument("--rounds", type=int, default=15, help="how often everything is measured (default: 15)")
     parser.add_argument("--requests", type=int, default=10_000, help="in a loop (default: 10000)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of load on a server (default: 3)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of load on a server (default: 1)")
     parser.add_argument("--no-servers", action="store_true", help="only the loops")
     arguments = parser.parse_args()
     print(report.machine())
     begin, others = time.monotonic(), processes.other_cpu_seconds()
     _print_table("In a loop", _rounds(arguments.rounds, _loops(arguments.requests)))
     if not arguments.no_servers:
-        settings = measure.Settings(seconds=arguments.seconds, rate=100, schedule_delay=1000, workers=1)
-        _print_table("On Gunicorn", _rounds(arguments.rounds, _servers(settings)))
+        with _servers(arguments.seconds) as measurements:
+            samples = _rounds(arguments.rounds, measurements)
+        _print_table("On Gunicorn", samples)
     print("\n" + report.quiet((processes.other_cpu_seconds() - others) / (time.monotonic() - begin)))
 
 
@@ -117,18 +122,42 @@ def _print_table(title: str, samples: dict[tuple[str, str], list[float]]) -> Non
         print(f"| {interface} | {figures} | ≤ half of stock | {met} |")
 
 
-def _servers(settings: measure.Settings) -> dict[tuple[str, str], Callable[[], float]]:
-    def cpu(case: Case) -> float:
-        figures = measure.load(case, settings)
-        if figures["missing"] or figures["failed"]:
-            raise SystemExit(f"{case}: {figures}")
-        return figures["cpu"]
+@contextmanager
+def _servers(seconds: float) -> Iterator[dict[tuple[str, str], Callable[[], float]]]:
+    """Run all servers side by side, so that a round is short and the machine the same for all in it."""
+    with ExitStack() as stack:
+        sinks: dict[str, Sink] = {variant: stack.enter_context(Sink()) for variant in _VARIANTS}
+        answered = dict.fromkeys(_VARIANTS, 0)
 
-    return {
-        (interface, variant): partial(cpu, Case(worker_class, "named", variant))
-        for interface, worker_class in _WORKER_CLASSES.items()
-        for variant in _VARIANTS
-    }
+        def start(interface: str, variant: str) -> Callable[[], float]:
+            case = Case(_WORKER_CLASSES[interface], "named", variant)
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            server = stack.enter_context(
+                Server(case, 1, endpoint=sinks[variant].url, folder=folder, schedule_delay=_SCHEDULE_DELAY)
+            )
+            answered[variant] += 1
+
+            def load() -> float:
+                (pid,) = server.workers
+                cpu = processes.cpu_seconds(pid)
+                figures = drive(server.port, seconds=seconds, connections=_CONNECTIONS)
+                # What the exporter's thread takes belongs to the requests.
+                time.sleep(2 * _SCHEDULE_DELAY / 1000)
+                answered[variant] += figures.answered
+                if figures.failed or not figures.answered:
+                    raise server.failure(f"has failed {figures.failed} requests")
+                return (processes.cpu_seconds(pid) - cpu) / figures.answered
+
+            load()
+            return load
+
+        yield {
+            (interface, variant): start(interface, variant) for interface in _WORKER_CLASSES for variant in _VARIANTS
+        }
+        for variant in _VARIANTS[1:]:
+            counts = sinks[variant].count()
+            if counts.distinct != answered[variant]:
+                raise SystemExit(f"{variant}: {answered[variant]} requests, {counts.distinct} spans")
 
 
 def _loops(requests: int) -> dict[tuple[str, str], Callable[[], float]]:

@@ -173,11 +173,13 @@ class Encoder:
             head += _events(span)
         if links is not None and (links._dq or links.dropped):
             head += _links(span)
-        if attributes.dropped:
-            head += _count(b"\x50", attributes.dropped)
+        if type(attributes) is not dict:  # of a span of ours, as long as nothing unusual is in it
+            if attributes.dropped:
+                head += _count(b"\x50", attributes.dropped)
+            attributes = attributes._dict
 
         parts = [head]
-        for key, value in attributes._dict.items():
+        for key, value in attributes.items():
             kind = type(value)
             if kind is str or kind is int:  # not bool and float: True == 1 == 1.0
                 data = columns.get(key, _EMPTY).get(value)

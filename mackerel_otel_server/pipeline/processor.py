@@ -124,12 +124,15 @@ class ForkAwareSpanProcessor(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
         """Let the span carry the resource of the process that begins it, which marks it as that process's own."""
-        try:
-            resource = self.pipeline().resource
-        except Exception:
-            # No thread can be started, at the interpreter's exit or at a limit: the span's own block must still run.
-            log.debug("a span is not recorded", exc_info=True)
-            return
+        pipeline = self._pipeline
+        if pipeline is None or pipeline.pid != pid():
+            try:
+                pipeline = self.pipeline()
+            except Exception:
+                # No thread can be started, at the interpreter's exit or at a limit: the span's block must still run.
+                log.debug("a span is not recorded", exc_info=True)
+                return
+        resource = pipeline.resource
         if span.resource is not resource:
             # A forked process: the provider's tracers keep the resource of the process that made them. Private, but
             # there is no other way. Without it, such spans would say their parent's pid, and could not be told apart.
@@ -143,7 +146,7 @@ class ForkAwareSpanProcessor(SpanProcessor):
         pipeline = self._pipeline
         if pipeline is None or (span.resource is not pipeline.resource and self._can_tell):
             return
-        if span.parent is None and span.kind is SpanKind.CLIENT:
+        if span.kind is SpanKind.CLIENT and span.parent is None:
             # Start-up queries and migrations: spans are billed, and no request is behind these.
             return
         pipeline.on_end(span)

@@ -1,4 +1,4 @@
-"""One process's spans: encoded at once, queued, sent in batches by one thread, and accounted for.
+"""One process's spans: queued, encoded a few at a time, sent in batches by one thread, and accounted for.
 
 finished = delivered + lost + queued, at any moment. Nothing here takes a lock that a signal handler could meet: what
 ends a span may run in one that has interrupted another span's end.
@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.log import log
 from mackerel_otel_server.pipeline.exporter import Cause
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 BATCH_BYTES: Final = 3_500_000
 """Uncompressed. Mackerel refuses 6 MB, and its own Collector batches at this size."""
+ENCODED_TOGETHER: Final = 16
+"""Spans: the first one takes three times as long as the next ones, whose code and data the processor still has at hand.
+More would hold up the request that ends the last of them."""
 QUEUE_BYTES: Final = 16_000_000
 """What a dead endpoint may cost a worker in memory, beside ``OTEL_BSP_MAX_QUEUE_SIZE``."""
 AFTER_A_FAILURE: Final = 0.5
@@ -97,6 +100,8 @@ class Sender:
         self._encoder = encoder
         self._exporter = exporter
         self._new_api_key = new_api_key
+        self._together = min(ENCODED_TOGETHER, settings.max_export_batch_size)
+        self._ended: deque[ReadableSpan] = deque()  # and not encoded yet
         self._queue: deque[EncodedSpan] = deque()
         self._queued_bytes = 0
         # Its put() may be called by a signal handler that has interrupted another put(), unlike an Event's set().
@@ -119,31 +124,44 @@ class Sender:
             threading.Thread(target=self._run, name="mackerel-otel-sender", daemon=True).start()
 
     def put(self, span: ReadableSpan) -> None:
-        """Encode and queue a finished span, in the thread that ended it. Never waits, never raises."""
+        """Queue a finished span, and every so often encode the last ones in this thread. Never waits, never raises."""
         self._finished.add()
         if (dropping := self._dropping) is not None:
             dropping.add()
             return
-        if len(self._queue) >= self._queue_size or self._queued_bytes >= QUEUE_BYTES:
+        ended = self._ended
+        if len(self._queue) + len(ended) >= self._queue_size or self._queued_bytes >= QUEUE_BYTES:
             # The newest: what is queued may be on its way already.
             self._full.add()
             self._wake_once()
             return
-        try:
-            encoded = self._encoder.encode(span)
-        except Exception:
-            self._unencodable.add()
-            log.debug("a span cannot be encoded", exc_info=True)
-            return
-        size = len(encoded[1])
-        if size > BATCH_BYTES:
-            self._too_large.add()
-            return
-        self._queue.append(encoded)
-        # Approximate when threads meet here; the sender sets it right when it has caught up.
-        self._queued_bytes += size
-        if len(self._queue) >= self._batch_size or self._queued_bytes >= BATCH_BYTES:
-            self._wake_once()
+        ended.append(span)
+        if len(ended) >= self._together:
+            self._encode(self._together)
+            if len(self._queue) >= self._batch_size or self._queued_bytes >= BATCH_BYTES:
+                self._wake_once()
+
+    def _encode(self, count: int) -> None:
+        """Encode so many of the spans that have ended, if there are so many. Any threads may meet here."""
+        ended = self._ended
+        for _ in range(count):
+            try:
+                span = ended.popleft()
+            except IndexError:
+                return
+            try:
+                encoded = self._encoder.encode(span)
+            except Exception:
+                self._unencodable.add()
+                log.debug("a span cannot be encoded", exc_info=True)
+                continue
+            size = len(encoded[1])
+            if size > BATCH_BYTES:
+                self._too_large.add()
+                continue
+            self._queue.append(encoded)
+            # Approximate when threads meet here; the sender sets it right when it has caught up.
+            self._queued_bytes += size
 
     def flush(self, timeout: float) -> bool:
         """Send what is queued now.
@@ -154,7 +172,7 @@ class Sender:
         done = threading.Event()
         self._wake.put(done)
         done.wait(timeout)
-        return not self._queue
+        return not self._queue and not self._ended
 
     def stop(self, timeout: float) -> bool:
         """Send what is queued and end the thread, for ``timeout`` seconds at most; 0 sends nothing more.
@@ -233,6 +251,8 @@ class Sender:
 
     def _send(self, *, drain: bool) -> None:
         size = self._batch_size
+        if drain:
+            self._encode(len(self._ended))
         if not self._queue:
             # Threads that met in put() may have left a remainder, which would count as a full queue for ever.
             self._queued_bytes = 0
@@ -291,14 +311,20 @@ class Sender:
         """Drop and count what is queued, and what ends within the next seconds."""
         self._paused_until = time.monotonic() + seconds
         self._dropping = self._dropped.setdefault(reason, _Count())
-        self._lost[reason] += len(self._take_all())
-
-    def _take_all(self) -> list[EncodedSpan]:
-        taken = []
-        while self._queue:
-            taken.append(self._queue.popleft())
+        self._lost[reason] += _empty(self._queue) + _empty(self._ended)
         self._queued_bytes = 0
-        return taken
+
+
+def _empty(spans: deque[Any]) -> int:
+    """Take all spans out of a queue; return how many they were."""
+    taken = 0
+    while spans:
+        try:
+            spans.popleft()
+        except IndexError:  # another thread was quicker
+            break
+        taken += 1
+    return taken
 
 
 def _bytes(spans: list[EncodedSpan]) -> int:

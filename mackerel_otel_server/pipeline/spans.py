@@ -1,9 +1,12 @@
-"""The spans that this package itself makes of requests and queries: the SDK's, begun and ended in half the time.
+"""The spans that this package itself makes of requests and queries: the SDK's, begun and ended in a third of the time.
 
 The SDK checks and copies what it is given, because it may be given anything: each attribute, the sampler's answer, the
 whole span when it ends. Spans of ours are given fresh dicts of text and numbers. Such a span is of a subclass of the
-SDK's and has the same fields as one that the SDK has made (a template, one for each tracer). Those fields are private:
-where they are not those that are known here, the SDK makes our spans as well.
+SDK's and has the same fields as one that the SDK has made (a template); what all of them have in common belongs to the
+class, and what most never need is made when it is asked for. Those fields are private: where they are not those that
+are known here, the SDK makes our spans as well.
+
+No lock is taken where nothing unusual is done: a signal handler may end the very span that it has interrupted.
 """
 
 # ruff: noqa: SLF001 - see above
@@ -12,11 +15,12 @@ from __future__ import annotations
 
 import random
 import threading
+from operator import attrgetter
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import Span, Tracer, TracerProvider
+from opentelemetry.sdk.trace import Span, SpanLimits, SynchronousMultiSpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import DEFAULT_TRACE_STATE, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Link
     from opentelemetry.util.types import AttributeValue
 
@@ -37,7 +42,7 @@ _ENOUGH: Final = 64
 # What differs from span to span.
 _FIELDS: Final = frozenset(
     {"_name", "_context", "_parent", "_kind", "_attributes", "_events", "_links", "_lock", "_start_time", "_end_time"}
-    | {"_resource", "_status", "_span_processor", "_instrumentation_scope"}
+    | {"_resource", "_status", "_span_processor", "_instrumentation_scope", "_instrumentation_info"}
 )
 _PLAIN: Final = frozenset((str, int, bool, float))
 _RANDOM: Final = 2
@@ -45,8 +50,8 @@ _RANDOM: Final = 2
 _FLAGS: Final = tuple(map(TraceFlags, range(4)))
 _SAMPLED: Final = tuple(TraceFlags(flags | TraceFlags.SAMPLED) for flags in _FLAGS)
 _make_context: Final[Any] = tuple.__new__  # what SpanContext's own calls, after a look at the ids
-_LATER: Final = {"_events": "max_events", "_links": "max_links"}
-"""Fields that most spans of ours never need, and the limits of their lengths."""
+_make_span: Final[Any] = object.__new__
+_random_bits: Final = random.getrandbits
 
 
 class Provider(TracerProvider):
@@ -58,53 +63,79 @@ class Provider(TracerProvider):
     """
 
     def __init__(self, is_sampled: IsSampled, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        super().__init__(active_span_processor=_Processors(), **arguments)
         self._is_sampled = is_sampled
+        self._span_class: type[_QuickSpan] | None = None
 
     def get_tracer(self, instrumenting_module_name: str, *args: Any, **kwargs: Any) -> trace.Tracer:
         """Return a tracer; see the SDK."""
         tracer = super().get_tracer(instrumenting_module_name, *args, **kwargs)
         if instrumenting_module_name.startswith(_OURS) and isinstance(tracer, Tracer):
             try:
-                return _QuickTracer(tracer, self._is_sampled)
+                if self._span_class is None:
+                    self._span_class = _span_class(tracer)
+                return _QuickTracer(tracer, self._span_class, self._is_sampled)
             except Exception:
                 log.debug("the SDK's spans have other fields than those known here", exc_info=True)
         return tracer
 
 
+class _Processors(SynchronousMultiSpanProcessor):
+    """The SDK's, but as long as there is one processor, there is nothing between the spans and that one."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._count = 0
+
+    def add_span_processor(self, span_processor: SpanProcessor) -> None:
+        super().add_span_processor(span_processor)
+        self._count += 1
+        if self._count == 1:
+            self.on_start = span_processor.on_start  # type: ignore[method-assign]
+            self.on_end = span_processor.on_end  # type: ignore[method-assign]
+        else:
+            vars(self).pop("on_start", None)
+            vars(self).pop("on_end", None)
+
+
+def _span_class(tracer: Tracer) -> type[_QuickSpan]:
+    """Return the class of the spans of a provider's tracers; what all these spans have in common, it has.
+
+    Raises:
+        Exception: The SDK's spans have other fields than those known here, or are to be cut.
+    """
+    # As the SDK's start_span() makes it, but without starting it: no processor sees it.
+    template = _Template(
+        name="",
+        context=SpanContext(1, 1, is_remote=False),
+        resource=tracer.resource,
+        span_processor=tracer.span_processor,
+        limits=tracer._span_limits,
+    )
+    attributes: Any = template._attributes
+    if not (vars(template).keys() >= _FIELDS and vars(attributes).keys() >= {"_dict", "_immutable", "dropped"}):
+        raise AttributeError(f"{sorted(vars(template))}, {sorted(vars(attributes))}")
+    ids = (1, 1, False, _FLAGS[0], DEFAULT_TRACE_STATE, True)
+    if tuple(template._context or ()) != ids:
+        raise AttributeError(f"{template._context!r} holds something else")
+    limits = template._limits
+    if limits.max_span_attribute_length is not None or (limits.max_span_attributes or _ENOUGH) < _ENOUGH:
+        raise ValueError("the attributes of each span are to be cut")
+    fields = {name: value for name, value in vars(template).items() if name not in _LATER}
+    return type(_QuickSpan.__name__, (_QuickSpan,), {**fields, "_attributes_class": type(attributes)})
+
+
 class _QuickTracer(trace.Tracer):
     """Begin spans whose attributes are a fresh dict of str, int, bool and float that the span may keep."""
 
-    def __init__(self, tracer: Tracer, is_sampled: IsSampled) -> None:
+    def __init__(self, tracer: Tracer, span_class: type[_QuickSpan], is_sampled: IsSampled) -> None:
         self._tracer = tracer
+        self._span_class = span_class
         self._is_sampled = is_sampled
-        # As the SDK's start_span() makes it, but without starting it: no processor sees it.
-        template = _Template(
-            name="",
-            context=SpanContext(1, 1, is_remote=False),
-            resource=tracer.resource,
-            span_processor=tracer.span_processor,
-            limits=tracer._span_limits,
-            instrumentation_info=tracer.instrumentation_info,
-            instrumentation_scope=tracer._instrumentation_scope,
-            attributes={"a": "b"},
-        )
-        attributes: Any = template._attributes
-        if not (vars(template).keys() >= _FIELDS and vars(attributes).keys() >= {"_dict", "_lock", "maxlen"}):
-            raise AttributeError(f"{sorted(vars(template))}, {sorted(vars(attributes))}")
-        ids = (1, 1, False, _FLAGS[0], DEFAULT_TRACE_STATE, True)
-        if tuple(template._context or ()) != ids:
-            raise AttributeError(f"{template._context!r} holds something else")
-        limits = template._limits
-        if limits.max_span_attribute_length is not None or (limits.max_span_attributes or _ENOUGH) < _ENOUGH:
-            raise ValueError("the attributes of each span are to be cut")
-        self._template = {name: value for name, value in vars(template).items() if name not in _LATER}
-        self._attributes_class = type(attributes)
-        self._attributes_template = vars(attributes)
-        self._dict: Any = type(attributes._dict)
-        self._on_start = tracer.span_processor.on_start
-        probe = tracer.id_generator
-        self._random = _RANDOM if getattr(probe, "is_trace_id_random", lambda: False)() else 0
+        self._scope = tracer._instrumentation_scope
+        self._info = tracer.instrumentation_info
+        self._processor = tracer.span_processor
+        self._random = _RANDOM if getattr(tracer.id_generator, "is_trace_id_random", lambda: False)() else 0
 
     def start_span(  # noqa: PLR0913, PLR0917 - the API's parameters
         self,
@@ -121,45 +152,31 @@ class _QuickTracer(trace.Tracer):
             return self._tracer.start_span(
                 name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
             )
+        flags = self._random
         # An empty context, which is that of most requests, has no span.
         parent = None if context is not None and not context else trace.get_current_span(context).get_span_context()
         if parent is not None and parent.is_valid:
             trace_id = parent.trace_id
             trace_state = parent.trace_state
-            flags = parent.trace_flags & self._random
+            flags &= parent.trace_flags
         else:
             parent = None
-            trace_id = random.getrandbits(128) or 1
-            trace_state = None
-            flags = self._random
-        span_id = random.getrandbits(64) or 1
+            trace_id = _random_bits(128) or 1
+            trace_state = DEFAULT_TRACE_STATE
+        span_id = _random_bits(64) or 1
         if not self._is_sampled(context, parent, trace_id):
             return NonRecordingSpan(SpanContext(trace_id, span_id, False, _FLAGS[flags], trace_state))
-        of_span: Any = object.__new__(self._attributes_class)
-        of_span.__dict__.update(self._attributes_template)
-        of_span._dict = attributes if type(attributes) is self._dict else self._dict(attributes or {})
-        of_span._lock = threading.Lock()
-        span = object.__new__(_QuickSpan)
-        fields = span.__dict__
-        fields.update(self._template)
-        fields["_name"] = name
-        fields["_context"] = _make_context(
-            SpanContext,
-            (
-                trace_id,
-                span_id,
-                False,
-                _SAMPLED[flags],
-                DEFAULT_TRACE_STATE if trace_state is None else trace_state,
-                True,
-            ),
-        )
-        fields["_parent"] = parent
-        fields["_kind"] = kind
-        fields["_attributes"] = of_span
-        fields["_lock"] = threading.Lock()
-        fields["_start_time"] = time_ns() if start_time is None else start_time
-        self._on_start(span, context)
+        span: _QuickSpan = _make_span(self._span_class)
+        span._context = _make_context(SpanContext, (trace_id, span_id, False, _SAMPLED[flags], trace_state, True))
+        span._name = name
+        span._parent = parent
+        span._kind = kind
+        span._attributes = attributes if type(attributes) is dict else dict(attributes or {})
+        span._instrumentation_scope = self._scope
+        span._instrumentation_info = self._info
+        span._is_open = True
+        span._start_time = time_ns() if start_time is None else start_time
+        self._processor.on_start(span, context)
         return span
 
     def start_as_current_span(self, *args: Any, **kwargs: Any) -> Any:
@@ -171,32 +188,86 @@ class _Template(Span):
 
 
 class _QuickSpan(Span):
-    """A span of the SDK whose last steps are shorter; anything unusual goes the SDK's way."""
+    """A span of the SDK whose usual steps are shorter; anything unusual goes the SDK's way."""
+
+    _attributes: Any  # a dict as long as nothing unusual is in it
+    _attributes_class: Any
+    _is_open: bool
+    # The SDK's are functions of Python.
+    kind = property(attrgetter("_kind"))
+    parent = property(attrgetter("_parent"))
+    resource = property(attrgetter("_resource"))
+    context = property(attrgetter("_context"))
 
     def __getattr__(self, name: str) -> Any:
-        """Make a list of events or links when it is asked for."""
-        if name not in _LATER:
+        """Make a list of events or links, or the lock, when it is asked for."""
+        make = _LATER.get(name)
+        if make is None:
             raise AttributeError(name)
         # Of several threads that ask at once, all get the first one's.
-        return vars(self).setdefault(name, BoundedList(getattr(self._limits, _LATER[name])))
+        return vars(self).setdefault(name, make(self._limits))
+
+    def get_span_context(self) -> SpanContext:
+        return self._context  # type: ignore[return-value]
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
-        of_span: Any = self._attributes
-        with self._lock:
-            if key and type(value) in _PLAIN and self._end_time is None and len(of_span._dict) < _ENOUGH:
-                of_span._dict[key] = value
+        attributes = self._attributes
+        if (
+            type(value) in _PLAIN
+            and type(key) is str
+            and key
+            and type(attributes) is dict
+            and len(attributes) < _ENOUGH
+            and self._end_time is None
+        ):
+            attributes[key] = value
+            if attributes is self._attributes:
                 return
+            # Another thread had something unusual to set.
+        self._be_usual()
         super().set_attribute(key, value)
 
-    def end(self, end_time: int | None = None) -> None:
-        of_span: Any = self._attributes
-        with self._lock:
-            is_first = self._end_time is None
-            if is_first:
-                self._end_time = time_ns() if end_time is None else end_time
-                of_span._immutable = True
-        if not is_first:
-            super().end(end_time)  # which logs it
+    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        self._be_usual()
+        super().set_attributes(attributes)
+
+    def _be_usual(self) -> None:
+        """Have the SDK's own attributes, which check, copy and count."""
+        attributes = self._attributes
+        if type(attributes) is not dict:
             return
+        limits = self._limits
+        self._attributes = usual = self._attributes_class(
+            limits.max_span_attributes, attributes, immutable=False, max_value_len=limits.max_span_attribute_length
+        )
+        # What another thread has set meanwhile.
+        usual._dict.update([item for item in attributes.items() if item[0] not in usual._dict])
+
+    def update_name(self, name: str) -> None:
+        if self._end_time is None:
+            self._name = name
+        else:
+            super().update_name(name)
+
+    def end(self, end_time: int | None = None) -> None:
+        try:
+            # One step: whoever does it ends the span, be it a thread or a signal handler.
+            del self._is_open
+        except AttributeError:
+            if self._end_time is not None:
+                super().end(end_time)  # which logs it
+            return
+        self._end_time = time_ns() if end_time is None else end_time
+        if type(self._attributes) is not dict:
+            self._attributes._immutable = True
         # The span itself, not a copy: it does not change any more.
         self._span_processor.on_end(self)
+
+
+_LATER: Final[dict[str, Callable[[SpanLimits], Any]]] = {
+    "_events": lambda limits: BoundedList(limits.max_events),
+    "_links": lambda limits: BoundedList(limits.max_links),
+    # Which a signal handler may meet that its own thread holds.
+    "_lock": lambda _limits: threading.RLock(),
+}
+"""Fields that most spans of ours never need."""

@@ -18,11 +18,10 @@ from opentelemetry.propagators.textmap import Getter
 
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate, http, request, wrapping
+from mackerel_otel_server.tracing.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
-
-    from mackerel_otel_server.tracing.request import Request
 
     Headers = list[tuple[bytes, bytes]]
 
@@ -105,7 +104,7 @@ def _begin(application: Any, scope: dict[str, Any]) -> Request | None:
         path = _path(scope)
         excluded = options.excluded_urls.get("asgi")
         if excluded is not None and excluded.search(f"{scheme}://{host}{path}"):
-            return request.begin_excluded(parent, scope)
+            return Request.begin_excluded(application, parent, scope)
         client = get("client")
         method, attributes = http.request_attributes(
             options,
@@ -119,8 +118,7 @@ def _begin(application: Any, scope: dict[str, Any]) -> Request | None:
             version=get("http_version", ""),
             user_agent=by_name.get(b"user-agent", b"").decode("latin-1"),
         )
-        begun = request.begin(method, get("root_path", "").rstrip("/"), attributes, parent, scope)
-        begun.application = application
+        begun = Request.begin(application, method, get("root_path", "").rstrip("/"), attributes, parent, scope)
         if options.request_headers is not None:
             begun.add_header_attributes("request", _text(headers))
     except Exception:

@@ -13,6 +13,8 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from opentelemetry.trace import Span
+
     from mackerel_otel_server.http_options import HttpOptions
 
 # The first release whose HTTP conventions are stable.
@@ -123,16 +125,14 @@ def quoted(text: str) -> str:
     return text if text.isascii() else quote(text, safe=_SAFE, encoding="latin-1", errors="replace")
 
 
-def response_attributes(options: HttpOptions, status: int) -> dict[str, Any]:
-    """Return what a response's status code adds."""
-    attributes: dict[str, Any] = {}
+def set_status_attributes(options: HttpOptions, span: Span, status: int) -> None:
+    """Say what a response's status code adds."""
     if options.new_names:
-        attributes["http.response.status_code"] = status
+        span.set_attribute("http.response.status_code", status)
         if status >= SERVER_ERROR:
-            attributes["error.type"] = str(status)
+            span.set_attribute("error.type", str(status))
     if options.old_names:
-        attributes["http.status_code"] = status
-    return attributes
+        span.set_attribute("http.status_code", status)
 
 
 def version_of(protocol: str) -> str:

@@ -16,11 +16,10 @@ from opentelemetry.propagators.textmap import Getter
 
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate, http, request, routes, wrapping
+from mackerel_otel_server.tracing.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from mackerel_otel_server.tracing.request import Request
 
 _ARGUMENTS: Final = 2
 _STATUS_DIGITS: Final = 3
@@ -90,7 +89,7 @@ def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     return _serve(begun, application, environ, start_response)
 
 
-def _begin(application: Any, environ: dict[str, Any]) -> Request | None:
+def _begin(application: Any, environ: dict[str, Any]) -> _WsgiRequest | None:
     """Start the span of a request; None where it is to have none of ours. Never raises."""
     try:
         if request.is_aside(application):
@@ -108,7 +107,7 @@ def _begin(application: Any, environ: dict[str, Any]) -> Request | None:
         path = _path(environ)
         excluded = options.excluded_urls.get("wsgi")
         if excluded is not None and excluded.search(f"{scheme}://{host}{path}"):
-            return request.begin_excluded(parent, environ)
+            return _WsgiRequest.begin_excluded(application, parent, environ)
         method, attributes = http.request_attributes(
             options,
             method=get("REQUEST_METHOD", ""),
@@ -121,8 +120,7 @@ def _begin(application: Any, environ: dict[str, Any]) -> Request | None:
             user_agent=get("HTTP_USER_AGENT", ""),
         )
         prefix = _mount(application, get("SCRIPT_NAME"))
-        begun = request.begin(method, prefix, attributes, parent, environ)
-        begun.application = application
+        begun = _WsgiRequest.begin(application, method, prefix, attributes, parent, environ)
         if options.request_headers is not None:
             begun.add_header_attributes("request", _headers(environ))
     except Exception:
@@ -132,11 +130,12 @@ def _begin(application: Any, environ: dict[str, Any]) -> Request | None:
 
 
 def _serve(
-    begun: Request, application: Callable[..., Any], environ: dict[str, Any], start_response: Callable[..., Any]
+    begun: _WsgiRequest, application: Callable[..., Any], environ: dict[str, Any], start_response: Callable[..., Any]
 ) -> Any:
     token = attach(begun.context)
     try:
-        body = application(environ, _StartResponse(begun, start_response))
+        begun.server_start_response = start_response
+        body = application(environ, begun.start_response)
     except BaseException as error:
         begun.failed(error)
         begun.end(routes.of_environ(environ, begun.route))
@@ -157,41 +156,42 @@ def _serve(
     return (_SizedBody if hasattr(kind, "__len__") else _Body)(body, begun, environ)
 
 
-class _StartResponse:
-    """The server's ``start_response``, which a request notes the status of."""
+class _WsgiRequest(Request):
+    """A request that came with a ``start_response``.
 
-    __slots__ = ("_begun", "_start_response", "_write")
+    Attributes:
+        server_start_response: The server's.
+    """
 
-    def __init__(self, begun: Request, start_response: Callable[..., Any]) -> None:
-        self._begun = begun
-        self._start_response = start_response
+    server_start_response: Callable[..., Any]
+    _server_write: Callable[[Any], Any]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        begun = self._begun
+    def start_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Pass on to the server, and note the status."""
         if len(args) > _ARGUMENTS or kwargs:
             self._note_error(*args, **kwargs)
         # What the server refuses is not sent.
-        self._write = self._start_response(*args, **kwargs)
+        self._server_write = self.server_start_response(*args, **kwargs)
         try:
             status = args[0] if args else kwargs["status"]
-            begun.status = int(status[:_STATUS_DIGITS])
+            self.status = int(status[:_STATUS_DIGITS])
             if request.options.response_headers is not None:
-                begun.add_header_attributes("response", args[1] if len(args) > 1 else kwargs["headers"])
+                self.add_header_attributes("response", args[1] if len(args) > 1 else kwargs["headers"])
         except Exception:
             log.debug("a response cannot be understood", exc_info=True)
-        return self.write
+        return self._write
 
-    def write(self, data: Any) -> Any:
+    def _write(self, data: Any) -> Any:
         """Write a part of the body, as PEP 3333 has it for frameworks from before it."""
         if data:
-            self._begun.is_sending = True
-        return self._write(data)
+            self.is_sending = True
+        return self._server_write(data)
 
     def _note_error(self, status: Any = "", headers: Any = None, exc_info: Any = None) -> None:  # noqa: ARG002 - PEP 3333's names
         """Note the exception that an error page is about."""
         try:
             if exc_info and int(status[:_STATUS_DIGITS]) >= http.SERVER_ERROR:
-                self._begun.record(exc_info[1])
+                self.record(exc_info[1])
         except Exception:
             log.debug("an exception is not noted", exc_info=True)
 
