@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mackerel_otel_server import gunicorn_limits as limits
 from mackerel_otel_server import log as log_module
 from mackerel_otel_server import uvicorn
 from mackerel_otel_server import worker as tracing_worker
@@ -55,6 +56,7 @@ def on_starting(server: Any) -> None:
     """Arbiter, once: log what is wrong with the settings before any worker starts, and import what all will need."""
     try:
         _log_to(server.log)
+        limits.note_stop(server)
         tracing_worker.register(application=_application(server))
         tracing_worker.check(preload=not _is_gevent(server.worker_class))
         _say_if_ignored(server.cfg)
@@ -96,8 +98,20 @@ def post_worker_init(worker: Any) -> None:
     try:
         if tracing_worker.start():
             _trace_application(worker)
+            limits.watch(worker)
     except Exception:
         log.exception("the application is not traced")
+
+
+def worker_abort(worker: Any) -> None:
+    """Worker, in the handler of the signal that tells it that ``timeout`` is over: send the request that took so long.
+
+    Gunicorn calls ``sys.exit()`` then, where the interpreter's main thread is, and SIGKILL follows within a second.
+    """
+    try:
+        limits.report_timeout(worker)
+    except Exception:
+        log.exception("a request that is killed may be lost")
 
 
 def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001 - Gunicorn counts the parameters
@@ -108,14 +122,14 @@ def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001 - Gunicorn co
 
 
 _HOOKS: Final[dict[str, Callable[..., None]]] = {
-    hook.__name__: hook for hook in (on_starting, on_reload, post_fork, post_worker_init, worker_exit)
+    hook.__name__: hook for hook in (on_starting, on_reload, post_fork, post_worker_init, worker_abort, worker_exit)
 }
 for _hook in _HOOKS.values():
     setattr(_hook, _INSTALLED, True)
 
 
 def _after(name: str, theirs: Any, ours: Callable[..., None]) -> Callable[..., Any]:
-    """Run the user's hook unchanged, then ours, also when theirs raises."""
+    """Run the user's hook unchanged, then ours, also when theirs raises; where there is little time, ours first."""
     # As Gunicorn does it: a dotted path is resolved, and a wrong number of parameters stops the start.
     from gunicorn.config import validate_callable
     from gunicorn.util import get_arity
@@ -124,12 +138,15 @@ def _after(name: str, theirs: Any, ours: Callable[..., None]) -> Callable[..., A
 
     @functools.wraps(ours)  # Gunicorn reads the number of parameters from the signature
     def hook(*args: Any) -> Any:
+        if ours is worker_abort:
+            ours(*args)
+            return theirs(*args)
         try:
             return theirs(*args)
         finally:
             ours(*args)
 
-    hook.__doc__ = f"Run {name} of the configuration file, then that of mackerel_otel_server."
+    hook.__doc__ = f"Run {name} of the configuration file and that of mackerel_otel_server."
     return hook
 
 

@@ -21,6 +21,8 @@ from mackerel_otel_server.log import log
 
 try:
     import uwsgi  # the module that the server itself provides to the code it runs
+
+    from mackerel_otel_server import uwsgi_limits
 except ImportError as error:
     raise ImportError(
         "mackerel_otel_server.uwsgi works inside a uWSGI server only: put `import = mackerel_otel_server.uwsgi` into "
@@ -148,6 +150,7 @@ def _after_fork() -> None:
         if not _is_no_worker() and worker.start():
             _chain_atexit()
             _follow_requests()
+            uwsgi_limits.watch(_option("harakiri"))
             if _is_first():
                 _look_at_applications()
     except Exception:

@@ -20,11 +20,14 @@ from mackerel_otel_server.settings import Arguments, Settings, SettingsError
 from mackerel_otel_server.tracing import gate
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import ModuleType
 
     from mackerel_otel_server.pipeline import ForkAwareSpanProcessor
     from mackerel_otel_server.pipeline.processor import Pipeline
     from mackerel_otel_server.pipeline.sender import Counts
+    from mackerel_otel_server.tracing.inflight import Killing
+    from mackerel_otel_server.tracing.request import Request
 
 _arguments = Arguments()
 _application: str | None = None
@@ -137,6 +140,34 @@ def start(*, with_first_span: bool = False) -> bool:
     return gate.active
 
 
+def report_killed(killing: Killing, requests: Collection[Request] | None = None) -> None:
+    """Send what is queued and the requests under way, because the server is about to kill them. Never raises.
+
+    Call from a thread of the operating system that does nothing else: the main thread may be stuck anywhere, and hold
+    any lock.
+
+    Args:
+        killing: Who kills, and at which limit.
+        requests: Those that are killed; None for all, and for whatever else this process does.
+    """
+    try:
+        pipeline = _processor.existing_pipeline() if _processor is not None else None
+        if pipeline is None or _processor is None or _settings is None:
+            return
+        from mackerel_otel_server.tracing import inflight
+
+        killed = inflight.requests() if requests is None else requests
+        traces = inflight.report(killing, killed)
+        # First, as the next step may meet the lock of a span that the application's own code has made.
+        pipeline.rescue(_settings.shutdown_timeout)
+        _processor.end_open(killing.type, killing.message, None if requests is None else traces)
+        pipeline.rescue(_settings.shutdown_timeout)
+        if killed:
+            log.warning("%s: requests under way, which are reported as killed: %d", killing.message, len(killed))
+    except Exception:
+        log.exception("requests that are killed may be lost")
+
+
 def stop(timeout: float | None = None) -> bool:
     """Send what is queued and log what this process sent. Safe to call twice, and in a process that never started.
 
@@ -237,6 +268,11 @@ def leave_reports_to_others(*, of_settings: bool) -> None:
     """
     global _others_report_settings, _others_report_arguments
     _others_report_settings, _others_report_arguments = of_settings, True
+
+
+def shutdown_timeout() -> float:
+    """Return the seconds that this process may spend on sending when it leaves."""
+    return _settings.shutdown_timeout if _settings is not None else 0.0
 
 
 def stats() -> dict[str, Any]:

@@ -115,6 +115,12 @@ class Exporter:
             self._key = api_key
             self._reader.set_secrets(self._secrets())
 
+    def another(self) -> Exporter:
+        """Make one for another thread."""
+        other = Exporter(self._settings)
+        other.set_api_key(self._key)
+        return other
+
     def close(self) -> None:
         """Close the connection; a later export opens another."""
         self._connection.close()

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
-from opentelemetry.trace import Link, SpanKind, TraceFlags
+from opentelemetry.trace import Link, SpanKind, StatusCode, TraceFlags
 
 from mackerel_otel_server.log import log
 from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.pipeline.exporter import Exporter
 from mackerel_otel_server.pipeline.sender import Counts, Sender
+from mackerel_otel_server.pipeline.spans import QuickSpan
 from mackerel_otel_server.process import pid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.util.types import Attributes
 
     from mackerel_otel_server.settings import Settings
+
+_MANY: Final = 4096
+"""Open spans, beyond which those are looked for that were never ended."""
+_KILLED: Final = 500
+"""What the client gets, or would have got."""
 
 
 class Pipeline:
@@ -57,6 +64,11 @@ class Pipeline:
     def flush(self, timeout: float) -> bool:
         """Send what is queued now; return whether nothing was left after ``timeout`` seconds."""
         return self._sender is None or self._sender.flush(timeout)
+
+    def rescue(self, timeout: float) -> None:
+        """Send what is queued from the calling thread, whatever the sender's is doing."""
+        if self._sender is not None:
+            self._sender.rescue(timeout)
 
     def stop(self, timeout: float) -> bool:
         """Send what is queued, for ``timeout`` seconds at most; return whether everything was delivered."""
@@ -93,6 +105,7 @@ class ForkAwareSpanProcessor(SpanProcessor):
         self._started = started
         self._pipeline: Pipeline | None = None
         self._can_tell = True
+        self._open: dict[int, weakref.ref[Span]] = {}
         self._lock = threading.Lock()
         # Not for uWSGI, which runs no handlers at a fork: its master starts no pipeline.
         os.register_at_fork(after_in_child=self._forget_parent)
@@ -101,6 +114,7 @@ class ForkAwareSpanProcessor(SpanProcessor):
         # Another thread of the parent may have held it.
         self._lock = threading.Lock()
         self._pipeline = None
+        self._open.clear()
 
     def pipeline(self) -> Pipeline:
         """Return this process's pipeline, made at the first call in each process."""
@@ -138,11 +152,48 @@ class ForkAwareSpanProcessor(SpanProcessor):
             # there is no other way. Without it, such spans would say their parent's pid, and could not be told apart.
             span._resource = resource  # noqa: SLF001
             self._can_tell = span.resource is resource
+        if span.kind is SpanKind.SERVER and isinstance(span, QuickSpan):
+            # A request's, which looks after it.
+            return
+        context = span.context
+        if context is not None:
+            if len(self._open) > _MANY:
+                self._forget_lost()
+            self._open[context.span_id] = weakref.ref(span)
+
+    def _forget_lost(self) -> None:
+        """Forget the spans that nobody ended and nobody has any more."""
+        for span_id, reference in list(self._open.items()):
+            if reference() is None:
+                self._open.pop(span_id, None)
+
+    def end_open(self, kind: str, message: str, traces: Container[int] | None) -> None:
+        """End spans that are under way, as errors, because the process or their request is about to be killed.
+
+        Args:
+            kind: The type of the error.
+            message: Who kills it, and at which limit.
+            traces: The ids of the traces to which they belong; None for all.
+        """
+        for reference in list(self._open.values()):
+            span = reference()
+            if span is None or not (traces is None or span.get_span_context().trace_id in traces):
+                continue
+            span.set_attribute("error.type", kind)
+            span.set_status(StatusCode.ERROR, message)
+            if span.kind is SpanKind.SERVER:
+                # Another instrumentation's.
+                span.set_attribute("http.response.status_code", _KILLED)
+                span.add_event("exception", {"exception.type": kind, "exception.message": message})
+            span.end()
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the span, unless another process began it or it is a client span that nothing asked for."""
         # Without a look at the pid, which is a system call: what a worker of uWSGI, where no handler runs at the fork,
         # put into its copy of the master's queue would stay there.
+        context = span.context
+        if context is not None:
+            self._open.pop(context.span_id, None)
         pipeline = self._pipeline
         if pipeline is None or (span.resource is not pipeline.resource and self._can_tell):
             return

@@ -80,6 +80,16 @@ class _Count:
             return value
 
 
+class _Book:
+    """What became of the spans that one thread sent with one exporter."""
+
+    def __init__(self, exporter: Exporter) -> None:
+        self.exporter: Final = exporter
+        self.delivered = 0
+        self.answered = 0
+        self.lost: Counter[str] = Counter()
+
+
 class Sender:
     """The queue of one process and the thread that empties it."""
 
@@ -98,7 +108,6 @@ class Sender:
         self._queue_size = settings.max_queue_size
         self._batch_size = settings.max_export_batch_size
         self._encoder = encoder
-        self._exporter = exporter
         self._new_api_key = new_api_key
         self._together = min(ENCODED_TOGETHER, settings.max_export_batch_size)
         self._ended: deque[ReadableSpan] = deque()  # and not encoded yet
@@ -111,9 +120,8 @@ class Sender:
         self._full = _Count()
         self._too_large = _Count()
         self._unencodable = _Count()
-        self._delivered = 0
-        self._answered = 0
-        self._lost: Counter[str] = Counter()
+        self._book = _Book(exporter)
+        self._rescue: _Book | None = None
         self._last_failed = False
         self._paused_until = 0.0
         self._dropping: _Count | None = None
@@ -174,16 +182,33 @@ class Sender:
         done.wait(timeout)
         return not self._queue and not self._ended
 
+    def rescue(self, timeout: float) -> None:
+        """Send what is queued from the calling thread, for a process that is about to be killed.
+
+        Its own thread may wait for an answer, or be a greenlet whose hub is blocked. From one thread only.
+
+        Args:
+            timeout: Seconds.
+        """
+        if self._rescue is None:
+            self._rescue = _Book(self._book.exporter.another())
+        deadline = time.monotonic() + timeout
+        self._encode(len(self._ended))
+        while self._queue and time.monotonic() < deadline:
+            batch = self._take(self._batch_size)
+            if not batch or not self._deliver(self._rescue, batch, deadline):
+                return
+
     def stop(self, timeout: float) -> bool:
         """Send what is queued and end the thread, for ``timeout`` seconds at most; 0 sends nothing more.
 
         Returns:
             Whether every span that this process finished was delivered.
         """
-        if self._last_failed or self._exporter.is_failing:
+        if self._last_failed or self._book.exporter.is_failing:
             timeout = min(timeout, AFTER_A_FAILURE)
         self._stop_by = time.monotonic() + timeout
-        self._exporter.wake()
+        self._book.exporter.wake()
         self._wake.put(None)
         if timeout > 0:
             self._stopped.wait(timeout)
@@ -192,8 +217,11 @@ class Sender:
     def counts(self) -> Counts:
         """Return what became of the spans so far."""
         # Before `finished`, so that a span that ends meanwhile counts as queued.
-        lost = dict(self._lost)
-        delivered = self._delivered
+        books = [self._book] if self._rescue is None else [self._book, self._rescue]
+        lost: Counter[str] = Counter()
+        for book in books:
+            lost.update(book.lost)
+        delivered = sum(book.delivered for book in books)
         counted = {
             "queue full": self._full,
             "larger than a request may be": self._too_large,
@@ -202,17 +230,17 @@ class Sender:
         }
         for reason, count in counted.items():
             if value := count.value():
-                lost[reason] = lost.get(reason, 0) + value
-        exporter = self._exporter
+                lost[reason] += value
+        exporters = [book.exporter for book in books]
         return Counts(
             self._finished.value(),
             delivered,
             lost,
-            self._answered,
-            exporter.requests,
-            exporter.retried,
-            exporter.bytes_sent,
-            exporter.unanswered,
+            sum(book.answered for book in books),
+            sum(exporter.requests for exporter in exporters),
+            sum(exporter.retried for exporter in exporters),
+            sum(exporter.bytes_sent for exporter in exporters),
+            sum(exporter.unanswered for exporter in exporters),
         )
 
     def _wake_once(self) -> None:
@@ -240,7 +268,7 @@ class Sender:
                 asked.set()
         # What came while the last batch was under way.
         self._try_to_send(drain=True)
-        self._exporter.close()
+        self._book.exporter.close()
         self._stopped.set()
 
     def _try_to_send(self, *, drain: bool) -> None:
@@ -264,7 +292,9 @@ class Sender:
             if now < self._paused_until and stop_by is None:
                 return
             batch = self._take(size)
-            if not self._deliver(batch, stop_by if stop_by is not None else now + self._settings.timeout):
+            if not batch:
+                return
+            if not self._deliver(self._book, batch, stop_by if stop_by is not None else now + self._settings.timeout):
                 return
 
     def _take(self, size: int) -> list[EncodedSpan]:
@@ -272,25 +302,28 @@ class Sender:
         queue = self._queue
         batch: list[EncodedSpan] = []
         taken = 0
-        while queue and len(batch) < size:
-            taken += len(queue[0][1])
-            if taken > BATCH_BYTES:
-                break
-            batch.append(queue.popleft())
+        try:
+            while len(batch) < size:
+                taken += len(queue[0][1])
+                if taken > BATCH_BYTES:
+                    break
+                batch.append(queue.popleft())
+        except IndexError:  # no more, or somebody else has taken them
+            pass
         # Not always exactly: a queue of many batches would be counted with each of them.
         backlog = len(queue) >= size
         self._queued_bytes = self._queued_bytes - _bytes(batch) if backlog else _bytes(list(queue))
         return batch
 
-    def _deliver(self, batch: list[EncodedSpan], deadline: float) -> bool:
+    def _deliver(self, book: _Book, batch: list[EncodedSpan], deadline: float) -> bool:
         """Send one batch; return whether to go on with the next."""
-        answer = self._exporter.export(self._encoder.assemble(batch), len(batch), deadline)
+        answer = book.exporter.export(self._encoder.assemble(batch), len(batch), deadline)
         # Spans that were taken are no failure, whatever else the answer said.
         self._last_failed = answer.cause is not None and not answer.accepted
-        self._delivered += answer.accepted
-        self._answered += answer.accepted > 0
+        book.delivered += answer.accepted
+        book.answered += answer.accepted > 0
         if answer.rejected:
-            self._lost["rejected by the endpoint"] += answer.rejected
+            book.lost["rejected by the endpoint"] += answer.rejected
         left = len(batch) - answer.accepted - answer.rejected
         if answer.cause is None or not left:
             return True
@@ -300,18 +333,18 @@ class Sender:
             self._queued_bytes += _bytes(batch)
             self._paused_until = time.monotonic() + answer.pause
             return False
-        self._lost[reason] += left
+        book.lost[reason] += left
         if answer.pause:
-            self._drop_for(answer.pause, reason)
+            self._drop_for(book, answer.pause, reason)
             if answer.cause is Cause.KEY and (key := self._new_api_key()) is not None:
-                self._exporter.set_api_key(key)
+                book.exporter.set_api_key(key)
         return not answer.pause
 
-    def _drop_for(self, seconds: float, reason: str) -> None:
+    def _drop_for(self, book: _Book, seconds: float, reason: str) -> None:
         """Drop and count what is queued, and what ends within the next seconds."""
         self._paused_until = time.monotonic() + seconds
         self._dropping = self._dropped.setdefault(reason, _Count())
-        self._lost[reason] += _empty(self._queue) + _empty(self._ended)
+        book.lost[reason] += _empty(self._queue) + _empty(self._ended)
         self._queued_bytes = 0
 
 

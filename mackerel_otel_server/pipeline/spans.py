@@ -65,7 +65,7 @@ class Provider(TracerProvider):
     def __init__(self, is_sampled: IsSampled, **arguments: Any) -> None:
         super().__init__(active_span_processor=_Processors(), **arguments)
         self._is_sampled = is_sampled
-        self._span_class: type[_QuickSpan] | None = None
+        self._span_class: type[QuickSpan] | None = None
 
     def get_tracer(self, instrumenting_module_name: str, *args: Any, **kwargs: Any) -> trace.Tracer:
         """Return a tracer; see the SDK."""
@@ -98,7 +98,7 @@ class _Processors(SynchronousMultiSpanProcessor):
             vars(self).pop("on_end", None)
 
 
-def _span_class(tracer: Tracer) -> type[_QuickSpan]:
+def _span_class(tracer: Tracer) -> type[QuickSpan]:
     """Return the class of the spans of a provider's tracers; what all these spans have in common, it has.
 
     Raises:
@@ -122,13 +122,13 @@ def _span_class(tracer: Tracer) -> type[_QuickSpan]:
     if limits.max_span_attribute_length is not None or (limits.max_span_attributes or _ENOUGH) < _ENOUGH:
         raise ValueError("the attributes of each span are to be cut")
     fields = {name: value for name, value in vars(template).items() if name not in _LATER}
-    return type(_QuickSpan.__name__, (_QuickSpan,), {**fields, "_attributes_class": type(attributes)})
+    return type(QuickSpan.__name__, (QuickSpan,), {**fields, "_attributes_class": type(attributes)})
 
 
 class _QuickTracer(trace.Tracer):
     """Begin spans whose attributes are a fresh dict of str, int, bool and float that the span may keep."""
 
-    def __init__(self, tracer: Tracer, span_class: type[_QuickSpan], is_sampled: IsSampled) -> None:
+    def __init__(self, tracer: Tracer, span_class: type[QuickSpan], is_sampled: IsSampled) -> None:
         self._tracer = tracer
         self._span_class = span_class
         self._is_sampled = is_sampled
@@ -166,7 +166,7 @@ class _QuickTracer(trace.Tracer):
         span_id = _random_bits(64) or 1
         if not self._is_sampled(context, parent, trace_id):
             return NonRecordingSpan(SpanContext(trace_id, span_id, False, _FLAGS[flags], trace_state))
-        span: _QuickSpan = _make_span(self._span_class)
+        span: QuickSpan = _make_span(self._span_class)
         span._context = _make_context(SpanContext, (trace_id, span_id, False, _SAMPLED[flags], trace_state, True))
         span._name = name
         span._parent = parent
@@ -187,7 +187,7 @@ class _Template(Span):
     """A span of the SDK, which has no way to make one but to start it."""
 
 
-class _QuickSpan(Span):
+class QuickSpan(Span):
     """A span of the SDK whose usual steps are shorter; anything unusual goes the SDK's way."""
 
     _attributes: Any  # a dict as long as nothing unusual is in it
@@ -208,9 +208,11 @@ class _QuickSpan(Span):
         return vars(self).setdefault(name, make(self._limits))
 
     def get_span_context(self) -> SpanContext:
+        """Return the ids."""
         return self._context  # type: ignore[return-value]
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
+        """Set one; see the API."""
         attributes = self._attributes
         if (
             type(value) in _PLAIN
@@ -228,6 +230,7 @@ class _QuickSpan(Span):
         super().set_attribute(key, value)
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        """Set several; see the API."""
         self._be_usual()
         super().set_attributes(attributes)
 
@@ -244,12 +247,14 @@ class _QuickSpan(Span):
         usual._dict.update([item for item in attributes.items() if item[0] not in usual._dict])
 
     def update_name(self, name: str) -> None:
+        """Rename the span; see the API."""
         if self._end_time is None:
             self._name = name
         else:
             super().update_name(name)
 
     def end(self, end_time: int | None = None) -> None:
+        """End the span, the first time this is called; see the API."""
         try:
             # One step: whoever does it ends the span, be it a thread or a signal handler.
             del self._is_open

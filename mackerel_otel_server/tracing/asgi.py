@@ -79,7 +79,8 @@ def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     begun = _begin(application, scope)
     if begun is None:
         return application(*args)
-    return _serve(begun, application, *args)
+    begun.coroutine = coroutine = _serve(begun, application, *args)
+    return coroutine
 
 
 def _begin(application: Any, scope: dict[str, Any]) -> Request | None:

@@ -10,7 +10,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 
 from mackerel_otel_server.http_options import EXCLUDED, HttpOptions
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import http, wrapping
+from mackerel_otel_server.native import thread_ident
+from mackerel_otel_server.tracing import http, inflight, wrapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +84,8 @@ class Request:
         has_given_way: Whether another instrumentation makes the span.
         has_trailers: Whether something follows the body.
         is_dropped: Whether the span is never to end, because another instrumentation decides about this application's.
+        thread: The ident of the thread that it began in.
+        coroutine: What serves it, where that is one.
     """
 
     # In the class, what most requests never change.
@@ -95,6 +98,8 @@ class Request:
     error_type: str | None = None
     has_given_way = False
     has_trailers = False
+    coroutine: Any = None
+    _was_killed = False
 
     def __init__(self, application: Any, method: str, prefix: str, span: Span, parent: Context) -> None:
         self.application = application
@@ -102,6 +107,8 @@ class Request:
         self.prefix = prefix
         self.span: Span | None = span
         self.context: Context = trace.set_span_in_context(span, parent)
+        self.thread = thread_ident()
+        inflight.add(self)
 
     @classmethod
     def begin(  # noqa: PLR0913, PLR0917 - what there is to know of a request
@@ -162,8 +169,37 @@ class Request:
     def failed(self, error: BaseException) -> None:
         """Note an exception that leaves the application: the server answers with its own page, if it still can."""
         self.record(error)
+        self._was_killed = False
         if not self.is_sending:
             self.status = http.SERVER_ERROR
+
+    def killed(self, kind: str, message: str, stacktrace: str) -> None:
+        """End the span, because the server is about to end the process.
+
+        Args:
+            kind: The type of the exception event.
+            message: Who kills it, and at which limit.
+            stacktrace: Where the request is.
+        """
+        span = self.span
+        if span is None:
+            return
+        self.status = http.SERVER_ERROR
+        self.error_type = kind
+        try:
+            if span.is_recording():
+                span.add_event(
+                    "exception",
+                    {
+                        "exception.type": kind,
+                        "exception.message": message,
+                        "exception.stacktrace": f"Traceback (most recent call last):\n{stacktrace}{kind}: {message}\n",
+                    },
+                )
+        except Exception:
+            log.debug("an exception is not recorded", exc_info=True)
+        self.end()
+        self._was_killed = True
 
     def add_header_attributes(self, kind: str, headers: Any) -> None:
         """Add captured headers; ``headers`` yields pairs of str."""
@@ -191,7 +227,15 @@ class Request:
             route: The template, where it is not ``self.route``.
         """
         span, self.span = self.span, None
+        inflight.discard(self)
         if span is None or self.is_dropped:
+            if self._was_killed:
+                self._was_killed = False
+                log.warning(
+                    "a request that was reported as killed has ended after all: %s %s",
+                    self._method,
+                    self.prefix + (route or self.route or ""),
+                )
             return
         try:
             if span.is_recording():

@@ -1,0 +1,38 @@
+"""A thread of the operating system, also where gevent has replaced the standard library's: its hub may be blocked."""
+
+from __future__ import annotations
+
+import _queue
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SimpleQueue: Final[Any] = _queue.SimpleQueue
+"""The one written in C: get() blocks a thread, not a greenlet; put() may be called by a signal handler."""
+Empty: Final[Any] = _queue.Empty
+"""What its get() raises after a timeout."""
+
+
+def start_thread(function: Callable[[], None]) -> int:
+    """Start a thread that nobody waits for at exit; return its ident.
+
+    Args:
+        function: Must not raise.
+    """
+    ident: int = _original("start_new_thread")(function, ())
+    return ident
+
+
+def _original(name: str) -> Any:
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None:
+        return monkey.get_original("_thread", name)
+    import _thread
+
+    return getattr(_thread, name)
+
+
+thread_ident: Final = _original("get_ident")
+"""Return the ident of the calling thread, whichever greenlet it runs."""

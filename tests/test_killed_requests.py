@@ -1,0 +1,201 @@
+"""The slowest request is visible: what the server kills arrives, once, with where it was."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from servers import Server, environment, gunicorn, server_span, server_spans, uwsgi, wait_until
+
+from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
+
+WSGI, ASGI = "stuck:application", "asgi_stuck:application"
+UVICORN = "uvicorn_worker.UvicornWorker"
+# Where the stack trace of each must lead.
+FUNCTIONS = {
+    "/sleep": "sleep",
+    "/spin": "spin",
+    "/read": "read",
+    "/hash": "hash_",
+    "/native": "native_sleep",
+    "/lock": "lock",
+}
+
+
+@contextmanager
+def asking(server: Server, path: str) -> Iterator[None]:
+    """Send a request whose answer, if there is one, nobody waits for."""
+
+    def ask() -> None:
+        with suppress(AssertionError):
+            server.get(path)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.kill()
+        thread.join()
+
+
+def assert_killed(span: ReceivedSpan, kind: str, message: str, function: str) -> None:
+    assert span.status_code == "ERROR"
+    assert span.attributes["http.response.status_code"] == 500
+    assert span.attributes["error.type"] == kind
+    (event,) = span.events
+    assert event.name == "exception"
+    assert event.attributes["exception.type"] == kind
+    assert event.attributes["exception.message"] == message
+    stacktrace = event.attributes["exception.stacktrace"]
+    assert stacktrace.startswith("Traceback (most recent call last):\n")
+    assert stacktrace.endswith(f"{kind}: {message}\n")
+    assert re.search(rf'stuck\.py", line \d+, in {function}\n', stacktrace), stacktrace
+    # The application's part, not the server's nor ours.
+    assert "gunicorn/" not in stacktrace
+    assert "mackerel_otel_server/" not in stacktrace
+
+
+def assert_children(receiver: Receiver, parent: ReceivedSpan, kind: str, open_one: str = "stuck") -> None:
+    spans = {span.name: span for span in receiver.spans if span.trace_id == parent.trace_id and span != parent}
+    assert all(span.parent_span_id == parent.span_id for span in spans.values())
+    assert spans.pop(open_one).attributes == {"error.type": kind}
+    assert {(span.name, span.status_code) for span in spans.values()} <= {("before", "UNSET")}
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "path"),
+    [
+        *(("sync", path) for path in FUNCTIONS),
+        *(("gevent", path) for path in ("/spin", "/hash", "/native")),
+        *(("asgi", path) for path in FUNCTIONS),
+        *((UVICORN, path) for path in ("/sleep", "/spin", "/hash")),
+    ],
+)
+def test_a_request_that_gunicorns_timeout_kills_arrives_with_where_it_was(
+    tmp_path: Path, receiver: Receiver, worker_class: str, path: str
+) -> None:
+    app = WSGI if worker_class in ("sync", "gevent") else ASGI
+    options = ("-k", worker_class, "--timeout", "2")
+    with gunicorn(tmp_path, *options, env=environment(receiver), app=app, workers=1) as server:
+        server.get("/quick")
+        with asking(server, path):
+            server.wait_for_log("WORKER TIMEOUT")
+            # The next worker, after SIGKILL.
+            server.wait_for_log("sends traces as", count=2)
+            log = server.stop()
+    span = server_span(receiver, path)
+    assert_killed(span, "gunicorn.WorkerTimeout", "gunicorn worker timeout after 2 s", FUNCTIONS[path])
+    assert_children(receiver, span, "gunicorn.WorkerTimeout")
+    # Nothing twice, and what was queued as well.
+    assert sorted(span.attributes.get("url.path", span.name) for span in receiver.spans) == sorted(
+        ["/quick", path, "before", "stuck"]
+    )
+    assert "gunicorn worker timeout after 2 s: requests under way, which are reported as killed: 1" in log
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent", "asgi", UVICORN])
+def test_a_request_that_is_under_way_at_the_end_of_graceful_timeout_arrives(
+    tmp_path: Path, receiver: Receiver, worker_class: str
+) -> None:
+    path, function = ("/wait", "wait") if worker_class in ("asgi", UVICORN) else ("/sleep", "sleep")
+    app = ASGI if path == "/wait" else WSGI
+    options = ("-k", worker_class, "--graceful-timeout", "2", "--threads", "4" if worker_class == "gthread" else "1")
+    with gunicorn(tmp_path, *options, env=environment(receiver), app=app, workers=1) as server:
+        server.get("/quick")
+        with asking(server, path):
+            threading.Event().wait(0.5)
+            server.send(signal.SIGTERM)
+            server.wait()
+    span = server_span(receiver, path)
+    kind = "gunicorn.GracefulTimeout"
+    assert_killed(span, kind, "gunicorn graceful_timeout of 2 s is over", function)
+    assert_children(receiver, span, kind, "waiting" if path == "/wait" else "stuck")
+    assert len(server_spans(receiver.spans)) == 2
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent", "asgi", UVICORN])
+def test_a_stream_that_is_under_way_at_the_end_of_graceful_timeout_is_no_error(
+    tmp_path: Path, receiver: Receiver, worker_class: str
+) -> None:
+    app = ASGI if worker_class in ("asgi", UVICORN) else WSGI
+    options = ("-k", worker_class, "--graceful-timeout", "2", "--threads", "4" if worker_class == "gthread" else "1")
+    with (
+        gunicorn(tmp_path, *options, env=environment(receiver), app=app, workers=1) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as client,
+    ):
+        client.sendall(b"GET /stream?60 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(1)
+        server.stop()
+    (span,) = server_spans(receiver.spans)
+    assert (span.attributes["http.response.status_code"], span.status_code, span.events) == (200, "UNSET", ())
+
+
+def test_a_request_that_ends_after_all_is_sent_once_and_stays_marked(tmp_path: Path, receiver: Receiver) -> None:
+    options = ("--timeout", "10")
+    with gunicorn(tmp_path, *options, env=environment(receiver), app=WSGI, workers=1) as server:
+        assert server.get("/late?9.5").body == b"ok\n"
+        log = server.stop()
+    assert_killed(
+        server_span(receiver, "/late"), "gunicorn.WorkerTimeout", "gunicorn worker timeout after 10 s", "application"
+    )
+    assert len(receiver.spans) == 1
+    assert "a request that was reported as killed has ended after all: GET" in log
+    assert "WORKER TIMEOUT" not in log
+
+
+@pytest.mark.parametrize(
+    "ini", ["", "threads = 4\n", "harakiri-graceful-timeout = 1\n"], ids=["", "threads", "graceful"]
+)
+@pytest.mark.parametrize("path", ["/sleep", "/spin", "/hash"])
+def test_a_request_that_harakiri_kills_arrives_with_where_it_was(
+    tmp_path: Path, receiver: Receiver, ini: str, path: str
+) -> None:
+    ini = f"import = mackerel_otel_server.uwsgi\nmodule = {WSGI}\nmaster = true\nharakiri = 2\n{ini}"
+    with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
+        server.get("/quick")
+        with asking(server, path):
+            server.wait_for_log("HARAKIRI")
+            # The next worker; a TERM that it met while it starts would be lost.
+            server.wait_for_log("sends traces as", count=2)
+            log = server.stop()
+    span = server_span(receiver, path)
+    assert_killed(span, "uwsgi.Harakiri", "uWSGI harakiri after 2 s", FUNCTIONS[path])
+    assert_children(receiver, span, "uwsgi.Harakiri")
+    assert len(receiver.spans) == 4
+    assert "uWSGI harakiri after 2 s: requests under way, which are reported as killed: 1" in log
+
+
+def test_a_request_that_set_user_harakiri_kills_arrives(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "limited.py").write_text(
+        "import uwsgi\nimport stuck\n\n\ndef application(environ, start_response):\n"
+        "    uwsgi.set_user_harakiri(2)\n    return stuck.application(environ, start_response)\n"
+    )
+    ini = "import = mackerel_otel_server.uwsgi\nmodule = limited:application\nmaster = true\npythonpath = .\n"
+    with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
+        server.get("/quick")
+        with asking(server, "/sleep"):
+            # The next worker; a TERM that it met while it starts would be lost.
+            server.wait_for_log("sends traces as", count=2)
+            server.stop()
+    span = server_span(receiver, "/sleep")
+    assert_killed(span, "uwsgi.Harakiri", "uWSGI user harakiri after 2 s", "sleep")
+    assert len(server_spans(receiver.spans)) == 2
+
+
+def test_nothing_is_reported_where_nothing_is_killed(tmp_path: Path, receiver: Receiver) -> None:
+    with gunicorn(tmp_path, "--timeout", "2", env=environment(receiver), app=WSGI, workers=1) as server:
+        server.get("/late?1.5")
+        # Idle for longer than the timeout.
+        wait_until(lambda: len(receiver.spans) == 1, "the span arrives", lambda: server.log)
+        threading.Event().wait(3)
+        server.get("/quick")
+        log = server.stop()
+    assert {span.status_code for span in receiver.spans} == {"UNSET"}
+    assert "killed" not in log
