@@ -1,4 +1,4 @@
-"""A thread that acts shortly before the server kills this process or a request, where nothing else can any more.
+"""A thread that acts shortly before the server kills this process, where nothing else can any more.
 
 A worker that the server kills runs no code of Python's: SIGKILL does not ask, and a handler of another signal waits
 until the interpreter's main thread comes back from what it does. What holds the GIL holds up this thread as well.
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mackerel_otel_server.tracing.inflight import Killing
-    from mackerel_otel_server.tracing.request import Request
 
     Limit = Callable[[], "Doom | None"]
 
@@ -37,13 +36,11 @@ class Doom:
         at: When it does so at the earliest, by the monotonic clock, in seconds.
         limit: How long it waits before, in seconds.
         killing: Why.
-        requests: Whom it kills; None for the whole process.
     """
 
     at: float
     limit: float
     killing: Killing
-    requests: Collection[Request] | None = None
 
     @property
     def act_at(self) -> float:
@@ -78,10 +75,6 @@ class Watcher:
         except native.Empty:
             log.debug("a report takes longer than %s s", timeout)
 
-    def look(self) -> None:
-        """Look at the limits again: there is a new one."""
-        self._orders.put(None)
-
     def _run(self) -> None:
         nap = _SHORTEST_NAP
         while True:
@@ -109,7 +102,7 @@ class Watcher:
             left = doom.act_at - time.monotonic()
             if left <= 0:
                 self._reported[number] = doom.at
-                worker.report_killed(doom.killing, doom.requests)
+                worker.report_killed(doom.killing)
             else:
                 nap = min(nap, max(left, _SHORTEST_NAP))
         return nap

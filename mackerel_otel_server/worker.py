@@ -20,14 +20,12 @@ from mackerel_otel_server.settings import Arguments, Settings, SettingsError
 from mackerel_otel_server.tracing import gate
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from types import ModuleType
 
     from mackerel_otel_server.pipeline import ForkAwareSpanProcessor
     from mackerel_otel_server.pipeline.processor import Pipeline
     from mackerel_otel_server.pipeline.sender import Counts
     from mackerel_otel_server.tracing.inflight import Killing
-    from mackerel_otel_server.tracing.request import Request
 
 _arguments = Arguments()
 _application: str | None = None
@@ -140,15 +138,14 @@ def start(*, with_first_span: bool = False) -> bool:
     return gate.active
 
 
-def report_killed(killing: Killing, requests: Collection[Request] | None = None) -> None:
-    """Send what is queued and the requests under way, because the server is about to kill them. Never raises.
+def report_killed(killing: Killing) -> None:
+    """Send what is queued and what is under way, because the server is about to kill this process. Never raises.
 
     Call from a thread of the operating system that does nothing else: the main thread may be stuck anywhere, and hold
     any lock.
 
     Args:
         killing: Who kills, and at which limit.
-        requests: Those that are killed; None for all, and for whatever else this process does.
     """
     try:
         pipeline = _processor.existing_pipeline() if _processor is not None else None
@@ -156,11 +153,11 @@ def report_killed(killing: Killing, requests: Collection[Request] | None = None)
             return
         from mackerel_otel_server.tracing import inflight
 
-        killed = inflight.requests() if requests is None else requests
-        traces = inflight.report(killing, killed)
+        killed = inflight.requests()
+        inflight.report(killing, killed)
         # First, as the next step may meet the lock of a span that the application's own code has made.
         pipeline.rescue(_settings.shutdown_timeout)
-        _processor.end_open(killing.type, killing.message, None if requests is None else traces)
+        _processor.end_open(killing.type, killing.message)
         pipeline.rescue(_settings.shutdown_timeout)
         if killed:
             log.warning("%s: requests under way, which are reported as killed: %d", killing.message, len(killed))

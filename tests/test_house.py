@@ -76,4 +76,4 @@ def test_conf_holds_hooks_and_nothing_else_that_gunicorn_would_apply() -> None:
     from mackerel_otel_server import conf
 
     applied = set(vars(conf)) & set(make_settings())
-    assert applied == {"on_starting", "on_reload", "post_fork", "post_worker_init", "worker_exit"}
+    assert applied == {"on_starting", "on_reload", "post_fork", "post_worker_init", "worker_abort", "worker_exit"}

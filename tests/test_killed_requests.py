@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -160,16 +161,37 @@ def test_a_request_that_harakiri_kills_arrives_with_where_it_was(
     ini = f"import = mackerel_otel_server.uwsgi\nmodule = {WSGI}\nmaster = true\nharakiri = 2\n{ini}"
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         server.get("/quick")
+        # Its end would stop the clock of the next one.
+        server.wait_until_idle()
         with asking(server, path):
             server.wait_for_log("HARAKIRI")
-            # The next worker; a TERM that it met while it starts would be lost.
             server.wait_for_log("sends traces as", count=2)
+            # A TERM that the next worker met while it starts would be lost.
+            server.get("/quick")
+            server.wait_until_idle()
             log = server.stop()
     span = server_span(receiver, path)
     assert_killed(span, "uwsgi.Harakiri", "uWSGI harakiri after 2 s", FUNCTIONS[path])
     assert_children(receiver, span, "uwsgi.Harakiri")
-    assert len(receiver.spans) == 4
+    assert len(receiver.spans) == 5
     assert "uWSGI harakiri after 2 s: requests under way, which are reported as killed: 1" in log
+
+
+def test_a_request_whose_clock_another_thread_has_stopped_is_not_reported(tmp_path: Path, receiver: Receiver) -> None:
+    # Which uWSGI does not kill either: its clock belongs to the worker.
+    ini = f"import = mackerel_otel_server.uwsgi\nmodule = {WSGI}\nmaster = true\nharakiri = 2\nthreads = 4\n"
+    with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(server.get, "/late?5")
+            wait_until(slow.running, "the request is under way")
+            threading.Event().wait(0.5)
+            server.get("/quick")
+            assert slow.result().status == 200
+        server.wait_until_idle()
+        log = server.stop()
+    assert {span.status_code for span in receiver.spans} == {"UNSET"}
+    assert len(receiver.spans) == 2
+    assert "HARAKIRI" not in log
 
 
 def test_a_request_that_set_user_harakiri_kills_arrives(tmp_path: Path, receiver: Receiver) -> None:
@@ -181,12 +203,13 @@ def test_a_request_that_set_user_harakiri_kills_arrives(tmp_path: Path, receiver
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         server.get("/quick")
         with asking(server, "/sleep"):
-            # The next worker; a TERM that it met while it starts would be lost.
             server.wait_for_log("sends traces as", count=2)
+            server.get("/quick")
+            server.wait_until_idle()
             server.stop()
     span = server_span(receiver, "/sleep")
     assert_killed(span, "uwsgi.Harakiri", "uWSGI user harakiri after 2 s", "sleep")
-    assert len(server_spans(receiver.spans)) == 2
+    assert len(server_spans(receiver.spans)) == 3
 
 
 def test_nothing_is_reported_where_nothing_is_killed(tmp_path: Path, receiver: Receiver) -> None:

@@ -19,7 +19,7 @@ from mackerel_otel_server.pipeline.spans import QuickSpan
 from mackerel_otel_server.process import pid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable
 
     from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
@@ -167,17 +167,16 @@ class ForkAwareSpanProcessor(SpanProcessor):
             if reference() is None:
                 self._open.pop(span_id, None)
 
-    def end_open(self, kind: str, message: str, traces: Container[int] | None) -> None:
-        """End spans that are under way, as errors, because the process or their request is about to be killed.
+    def end_open(self, kind: str, message: str) -> None:
+        """End the spans that are under way, as errors, because the process is about to be killed.
 
         Args:
             kind: The type of the error.
             message: Who kills it, and at which limit.
-            traces: The ids of the traces to which they belong; None for all.
         """
         for reference in list(self._open.values()):
             span = reference()
-            if span is None or not (traces is None or span.get_span_context().trace_id in traces):
+            if span is None:
                 continue
             span.set_attribute("error.type", kind)
             span.set_status(StatusCode.ERROR, message)

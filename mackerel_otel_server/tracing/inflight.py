@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 _requests: dict[int, weakref.ref[Request]] = {}
 """By id. Weak, because a response that the server forgets must end its span by being forgotten."""
+
+_ends_are_noted = False
+last_end = 0
+"""Nanoseconds since the epoch, when a request has ended, where that is of interest; see note_ends()."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,16 @@ def add(request: Request) -> None:
 
 def discard(request: Request) -> None:
     """Note that it has ended."""
+    global last_end
     _requests.pop(id(request), None)
+    if _ends_are_noted:
+        last_end = time.time_ns()
+
+
+def note_ends() -> None:
+    """Keep ``last_end`` from now on."""
+    global _ends_are_noted
+    _ends_are_noted = True
 
 
 def requests() -> list[Request]:
@@ -49,28 +63,14 @@ def requests() -> list[Request]:
     return [request for request in found if request is not None and request.span is not None]
 
 
-def report(killing: Killing, killed: Collection[Request]) -> set[int]:
-    """End the spans of requests that the server is about to kill.
-
-    Args:
-        killing: Why.
-        killed: The requests.
-
-    Returns:
-        The ids of the traces they belong to.
-    """
-    traces: set[int] = set()
+def report(killing: Killing, killed: Collection[Request]) -> None:
+    """End the spans of requests that the server is about to kill."""
     stack_of = stacks.finder()
     for request in killed:
-        span = request.span
-        if span is None:
-            continue
-        traces.add(span.get_span_context().trace_id)
         if request.is_sending and killing.spares_streams:
             request.end()
         else:
             request.killed(killing.type, killing.message, stack_of(request))
-    return traces
 
 
 def _forget_parent() -> None:
