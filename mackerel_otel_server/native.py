@@ -14,6 +14,9 @@ SimpleQueue: Final[Any] = _queue.SimpleQueue
 Empty: Final[Any] = _queue.Empty
 """What its get() raises after a timeout."""
 
+_LONGEST_WAIT: Final = 0.05
+"""Seconds; nobody holds such a lock for longer than microseconds, unless it was interrupted."""
+
 
 def start_thread(function: Callable[[], None]) -> int:
     """Start a thread that nobody waits for at exit; return its ident.
@@ -23,6 +26,20 @@ def start_thread(function: Callable[[], None]) -> int:
     """
     ident: int = _original("start_new_thread")(function, ())
     return ident
+
+
+def is_free(span: Any) -> bool:
+    """Tell whether a span of OpenTelemetry's SDK can be changed without waiting for ever.
+
+    A signal handler that waits for this thread may have interrupted the one that holds the lock, which is private.
+    """
+    lock = getattr(span, "_lock", None)
+    if lock is None:
+        return True
+    if not lock.acquire(timeout=_LONGEST_WAIT):
+        return False
+    lock.release()
+    return True
 
 
 def _original(name: str) -> Any:

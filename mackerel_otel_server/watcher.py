@@ -85,8 +85,10 @@ class Watcher:
             try:
                 if order is not None:
                     killing, done = order
-                    worker.report_killed(killing)
+                    count = worker.report_killed(killing)
+                    # Before the log, whose lock the waiting thread may have held when the signal came.
                     done.put(None)
+                    _log(killing, count)
                 nap = self._look()
             except Exception:
                 log.exception("a limit of the server cannot be watched")
@@ -102,7 +104,12 @@ class Watcher:
             left = doom.act_at - time.monotonic()
             if left <= 0:
                 self._reported[number] = doom.at
-                worker.report_killed(doom.killing)
+                _log(doom.killing, worker.report_killed(doom.killing))
             else:
                 nap = min(nap, max(left, _SHORTEST_NAP))
         return nap
+
+
+def _log(killing: Killing, count: int) -> None:
+    if count:
+        log.warning("%s: requests under way, which are reported as killed: %d", killing.message, count)

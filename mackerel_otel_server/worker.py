@@ -138,7 +138,7 @@ def start(*, with_first_span: bool = False) -> bool:
     return gate.active
 
 
-def report_killed(killing: Killing) -> None:
+def report_killed(killing: Killing) -> int:
     """Send what is queued and what is under way, because the server is about to kill this process. Never raises.
 
     Call from a thread of the operating system that does nothing else: the main thread may be stuck anywhere, and hold
@@ -146,11 +146,14 @@ def report_killed(killing: Killing) -> None:
 
     Args:
         killing: Who kills, and at which limit.
+
+    Returns:
+        How many requests were under way.
     """
     try:
         pipeline = _processor.existing_pipeline() if _processor is not None else None
         if pipeline is None or _processor is None or _settings is None:
-            return
+            return 0
         from mackerel_otel_server.tracing import inflight
 
         killed = inflight.requests()
@@ -159,10 +162,10 @@ def report_killed(killing: Killing) -> None:
         pipeline.rescue(_settings.shutdown_timeout)
         _processor.end_open(killing.type, killing.message)
         pipeline.rescue(_settings.shutdown_timeout)
-        if killed:
-            log.warning("%s: requests under way, which are reported as killed: %d", killing.message, len(killed))
     except Exception:
         log.exception("requests that are killed may be lost")
+        return 0
+    return len(killed)
 
 
 def stop(timeout: float | None = None) -> bool:

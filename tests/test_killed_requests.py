@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -222,3 +224,24 @@ def test_nothing_is_reported_where_nothing_is_killed(tmp_path: Path, receiver: R
         log = server.stop()
     assert {span.status_code for span in receiver.spans} == {"UNSET"}
     assert "killed" not in log
+
+
+def test_a_signal_handler_may_report_requests_wherever_it_interrupts(tmp_path: Path, receiver: Receiver) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
+        env=environment(receiver, OTEL_BSP_MAX_QUEUE_SIZE="100000"),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    requests, longest, finished = result.stdout.split()
+    spans = server_spans(receiver.spans)
+    assert len(spans) == len({span.span_id for span in spans}) == int(requests)
+    assert len(receiver.spans) == len({span.span_id for span in receiver.spans}) == int(finished)
+    # Never as long as the handler would wait at most: no lock was waited for.
+    assert float(longest) < 5
+    # A thousandth of them is enough to see that requests were interrupted, not only what is between them.
+    assert len([span for span in spans if span.status_code == "ERROR"]) > 100

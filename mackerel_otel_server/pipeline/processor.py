@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProces
 from opentelemetry.trace import Link, SpanKind, StatusCode, TraceFlags
 
 from mackerel_otel_server.log import log
+from mackerel_otel_server.native import is_free
 from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.pipeline.exporter import Exporter
 from mackerel_otel_server.pipeline.sender import Counts, Sender
@@ -176,7 +177,7 @@ class ForkAwareSpanProcessor(SpanProcessor):
         """
         for reference in list(self._open.values()):
             span = reference()
-            if span is None:
+            if span is None or not is_free(span):
                 continue
             span.set_attribute("error.type", kind)
             span.set_status(StatusCode.ERROR, message)

@@ -10,7 +10,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 
 from mackerel_otel_server.http_options import EXCLUDED, HttpOptions
 from mackerel_otel_server.log import log
-from mackerel_otel_server.native import thread_ident
+from mackerel_otel_server.native import is_free, thread_ident
 from mackerel_otel_server.tracing import http, inflight, wrapping
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Request:
         self.status = http.SERVER_ERROR
         self.error_type = kind
         try:
-            if span.is_recording():
+            if span.is_recording() and is_free(span):
                 span.add_event(
                     "exception",
                     {
