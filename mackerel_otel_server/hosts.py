@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mackerel_otel_server import log, settings, uvicorn, worker
+from mackerel_otel_server import celery, log, settings, uvicorn, worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +50,7 @@ def instrument(arguments: Arguments) -> None:
             worker.leave_reports_to_others(of_settings=True)
         worker.register(arguments=arguments, application=host.application)
         uvicorn.register()
+        celery.register()
         _start(host)
     except Exception:
         log.log.exception("tracing cannot start, the application serves without it")

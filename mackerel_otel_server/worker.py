@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server import __version__
 from mackerel_otel_server import settings as settings_module
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from mackerel_otel_server.pipeline.sender import Counts
     from mackerel_otel_server.tracing.inflight import Killing
 
+_AFTER_THE_REST: Final = -1
+"""Of what runs at the end of a process of multiprocessing: pools and queues have been closed."""
 _arguments = Arguments()
 _application: str | None = None
 _registered = False
@@ -217,7 +220,7 @@ def _start() -> bool:
     if _settings is None:
         return False
     pipeline, request = _import_what_start_needs()
-    provider, _processor = pipeline.make_tracer_provider(_settings, _log_start, _new_api_key)
+    provider, _processor = pipeline.make_tracer_provider(_settings, _started, _new_api_key)
     trace.set_tracer_provider(provider)
     request.prepare(_settings.http, __version__)
     atexit.register(stop)
@@ -301,6 +304,14 @@ def _new_api_key() -> str | None:
     except Exception:
         log.debug("the API key cannot be read again", exc_info=True)
         return None
+
+
+def _started(pipeline: Pipeline) -> None:
+    _log_start(pipeline)
+    # A child of multiprocessing, Celery's prefork workers among them, leaves by os._exit() without Python's atexit, but
+    # with its own: https://docs.python.org/3/library/multiprocessing.html. It has forgotten what its parent had there.
+    if util := sys.modules.get("multiprocessing.util"):
+        util.Finalize(None, stop, exitpriority=_AFTER_THE_REST)
 
 
 def _log_start(pipeline: Pipeline) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
-from servers import environment, gunicorn, server_spans
+from servers import Server, environment, gunicorn, running, server_spans
 
 from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
 
@@ -37,7 +38,6 @@ CHILDREN = {
     def work():
         with tracer.start_as_current_span("of the child"):
             pass
-        mackerel_otel_server.shutdown()
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     process.join()
@@ -104,3 +104,38 @@ def test_a_child_that_leaves_by_sys_exit_in_the_middle_of_a_request_sends_nothin
         log = server.log
     paths = sorted(span.attributes["url.path"] for span in server_spans(receiver.spans))
     assert paths == ["/0", "/1", "/2", "/3"], log
+
+
+def test_celerys_prefork_workers_send_what_their_tasks_make(tmp_path: Path, receiver: Receiver, redis_url: str) -> None:
+    (tmp_path / "tasks.py").write_text(
+        "import os\nimport celery\nimport mackerel_otel_server\nfrom opentelemetry import trace\n\n"
+        f"app = celery.Celery('shop', broker={redis_url!r}, backend={redis_url!r})\n"
+        f"app.conf.task_default_queue = {uuid.uuid4().hex!r}\n"
+        "mackerel_otel_server.instrument()\n\n\n@app.task\ndef work():\n"
+        "    with trace.get_tracer('shop').start_as_current_span('work'):\n        return os.getpid()\n"
+    )
+    (tmp_path / "send.py").write_text(
+        "import tasks\nsent = [tasks.work.delay() for _ in range(20)]\nprint(*[result.get(30) for result in sent])\n"
+    )
+    env = environment(receiver, OTEL_BSP_SCHEDULE_DELAY="60000", PYTHONPATH=str(tmp_path))
+    options = ("-P", "prefork", "-c", "2", "--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "info")
+    command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", *options]
+    with running(Server(command, tmp_path / "celery.log", cwd=tmp_path, env=env)) as server:
+        server.wait_for_log("ready")
+        sender = [sys.executable, "send.py"]
+        result = subprocess.run(
+            # The sender's own spans are another process's affair.
+            sender,
+            cwd=tmp_path,
+            env=env | {"OTEL_SDK_DISABLED": "true"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        log = server.stop()
+    pids = set(result.stdout.split())
+    spans = [span for span in receiver.spans if span.name == "work"]
+    assert len(spans) == len({span.span_id for span in spans}) == 20, log
+    assert {str(span.resource["process.pid"]) for span in spans} == pids
+    assert str(server.process.pid) not in pids

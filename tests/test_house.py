@@ -29,10 +29,43 @@ def _imports(file: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("part", "forbidden"),
     [
-        ("settings.py", ("pipeline", "tracing", "worker", "gunicorn", "uwsgi", "uvicorn", "hosts", "conf", "cli")),
-        ("pipeline", ("tracing", "worker", "gunicorn", "uwsgi", "uvicorn", "hosts", "conf", "cli")),
-        ("tracing", ("pipeline", "settings", "worker", "gunicorn", "uwsgi", "uvicorn", "hosts", "conf", "cli")),
-        ("worker.py", ("gunicorn", "uwsgi", "uvicorn", "hosts", "conf", "cli")),
+        (
+            "settings.py",
+            (
+                "pipeline",
+                "tracing",
+                "worker",
+                "gunicorn",
+                "uwsgi",
+                "uvicorn",
+                "celery",
+                "watcher",
+                "hosts",
+                "conf",
+                "cli",
+            ),
+        ),
+        (
+            "pipeline",
+            ("tracing", "worker", "gunicorn", "uwsgi", "uvicorn", "celery", "watcher", "hosts", "conf", "cli"),
+        ),
+        (
+            "tracing",
+            (
+                "pipeline",
+                "settings",
+                "worker",
+                "gunicorn",
+                "uwsgi",
+                "uvicorn",
+                "celery",
+                "watcher",
+                "hosts",
+                "conf",
+                "cli",
+            ),
+        ),
+        ("worker.py", ("gunicorn", "uwsgi", "uvicorn", "celery", "watcher", "hosts", "conf", "cli")),
     ],
 )
 def test_imports_run_one_way(part: str, forbidden: tuple[str, ...]) -> None:

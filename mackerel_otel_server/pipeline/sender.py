@@ -235,7 +235,7 @@ class Sender:
         return Counts(
             self._finished.value(),
             delivered,
-            lost,
+            dict(lost),
             sum(book.answered for book in books),
             sum(exporter.requests for exporter in exporters),
             sum(exporter.retried for exporter in exporters),
