@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import signal
 import socket
@@ -20,6 +21,8 @@ from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
 
 WSGI, ASGI = "stuck:application", "asgi_stuck:application"
 UVICORN = "uvicorn_worker.UvicornWorker"
+NATIVE = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []
+CLASSES = ["sync", "gthread", "gevent", *NATIVE, UVICORN]
 # Where the stack trace of each must lead.
 FUNCTIONS = {
     "/sleep": "sleep",
@@ -77,7 +80,7 @@ def assert_children(receiver: Receiver, parent: ReceivedSpan, kind: str, open_on
     [
         *(("sync", path) for path in FUNCTIONS),
         *(("gevent", path) for path in ("/spin", "/hash", "/native")),
-        *(("asgi", path) for path in FUNCTIONS),
+        *((worker_class, path) for worker_class in NATIVE for path in FUNCTIONS),
         *((UVICORN, path) for path in ("/sleep", "/spin", "/hash")),
     ],
 )
@@ -103,7 +106,7 @@ def test_a_request_that_gunicorns_timeout_kills_arrives_with_where_it_was(
     assert "gunicorn worker timeout after 2 s: requests under way, which are reported as killed: 1" in log
 
 
-@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent", "asgi", UVICORN])
+@pytest.mark.parametrize("worker_class", CLASSES)
 def test_a_request_that_is_under_way_at_the_end_of_graceful_timeout_arrives(
     tmp_path: Path, receiver: Receiver, worker_class: str
 ) -> None:
@@ -123,7 +126,7 @@ def test_a_request_that_is_under_way_at_the_end_of_graceful_timeout_arrives(
     assert len(server_spans(receiver.spans)) == 2
 
 
-@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent", "asgi", UVICORN])
+@pytest.mark.parametrize("worker_class", CLASSES)
 def test_a_stream_that_is_under_way_at_the_end_of_graceful_timeout_is_no_error(
     tmp_path: Path, receiver: Receiver, worker_class: str
 ) -> None:
@@ -160,7 +163,7 @@ def test_a_request_that_ends_after_all_is_sent_once_and_stays_marked(tmp_path: P
 def test_a_request_that_harakiri_kills_arrives_with_where_it_was(
     tmp_path: Path, receiver: Receiver, ini: str, path: str
 ) -> None:
-    ini = f"import = mackerel_otel_server.uwsgi\nmodule = {WSGI}\nmaster = true\nharakiri = 2\n{ini}"
+    ini = f"import = mackerel_otel_server.uwsgi\nmodule = {WSGI}\nmaster = true\nenable-threads = true\nharakiri = 2\n{ini}"
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         server.get("/quick")
         # Its end would stop the clock of the next one.
@@ -181,7 +184,7 @@ def test_a_request_that_harakiri_kills_arrives_with_where_it_was(
 
 def test_a_request_whose_clock_another_thread_has_stopped_is_not_reported(tmp_path: Path, receiver: Receiver) -> None:
     # Which uWSGI does not kill either: its clock belongs to the worker.
-    ini = f"import = mackerel_otel_server.uwsgi\nmodule = {WSGI}\nmaster = true\nharakiri = 2\nthreads = 4\n"
+    ini = f"import = mackerel_otel_server.uwsgi\nmodule = {WSGI}\nmaster = true\nenable-threads = true\nharakiri = 2\nthreads = 4\n"
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         with ThreadPoolExecutor(1) as pool:
             slow = pool.submit(server.get, "/late?5")
@@ -201,7 +204,7 @@ def test_a_request_that_set_user_harakiri_kills_arrives(tmp_path: Path, receiver
         "import uwsgi\nimport stuck\n\n\ndef application(environ, start_response):\n"
         "    uwsgi.set_user_harakiri(2)\n    return stuck.application(environ, start_response)\n"
     )
-    ini = "import = mackerel_otel_server.uwsgi\nmodule = limited:application\nmaster = true\npythonpath = .\n"
+    ini = "import = mackerel_otel_server.uwsgi\nmodule = limited:application\nmaster = true\nenable-threads = true\npythonpath = .\n"
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         server.get("/quick")
         with asking(server, "/sleep"):
