@@ -65,9 +65,10 @@ def _end_of_timeout(worker: Any) -> Doom | None:
     except (OSError, ValueError):
         # Closed: the worker leaves.
         return None
-    if last > time.monotonic():
-        # The first heartbeat is yet to come; the file's time is that of its making.
-        return None
+    now = time.monotonic()
+    if last > now:
+        # By the other clock, as in older releases; in newer ones until the first heartbeat, when there are no requests.
+        last = round(last + now - time.time(), 1)
     return Doom(last + limit, limit, _timeout(worker))
 
 

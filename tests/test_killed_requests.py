@@ -23,6 +23,7 @@ WSGI, ASGI = "stuck:application", "asgi_stuck:application"
 UVICORN = "uvicorn_worker.UvicornWorker"
 NATIVE = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []
 CLASSES = ["sync", "gthread", "gevent", *NATIVE, UVICORN]
+UWSGI = "import = mackerel_otel_server.uwsgi\nmaster = true\nenable-threads = true\n"
 # Where the stack trace of each must lead.
 FUNCTIONS = {
     "/sleep": "sleep",
@@ -163,7 +164,7 @@ def test_a_request_that_ends_after_all_is_sent_once_and_stays_marked(tmp_path: P
 def test_a_request_that_harakiri_kills_arrives_with_where_it_was(
     tmp_path: Path, receiver: Receiver, ini: str, path: str
 ) -> None:
-    ini = f"import = mackerel_otel_server.uwsgi\nmodule = {WSGI}\nmaster = true\nenable-threads = true\nharakiri = 2\n{ini}"
+    ini = f"{UWSGI}module = {WSGI}\nharakiri = 2\n{ini}"
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         server.get("/quick")
         # Its end would stop the clock of the next one.
@@ -184,7 +185,7 @@ def test_a_request_that_harakiri_kills_arrives_with_where_it_was(
 
 def test_a_request_whose_clock_another_thread_has_stopped_is_not_reported(tmp_path: Path, receiver: Receiver) -> None:
     # Which uWSGI does not kill either: its clock belongs to the worker.
-    ini = f"import = mackerel_otel_server.uwsgi\nmodule = {WSGI}\nmaster = true\nenable-threads = true\nharakiri = 2\nthreads = 4\n"
+    ini = f"{UWSGI}module = {WSGI}\nharakiri = 2\nthreads = 4\n"
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         with ThreadPoolExecutor(1) as pool:
             slow = pool.submit(server.get, "/late?5")
@@ -204,7 +205,7 @@ def test_a_request_that_set_user_harakiri_kills_arrives(tmp_path: Path, receiver
         "import uwsgi\nimport stuck\n\n\ndef application(environ, start_response):\n"
         "    uwsgi.set_user_harakiri(2)\n    return stuck.application(environ, start_response)\n"
     )
-    ini = "import = mackerel_otel_server.uwsgi\nmodule = limited:application\nmaster = true\nenable-threads = true\npythonpath = .\n"
+    ini = f"{UWSGI}module = limited:application\npythonpath = .\n"
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         server.get("/quick")
         with asking(server, "/sleep"):

@@ -67,7 +67,15 @@ def _find_requests(frames: list[tuple[FrameType, int]], found: dict[int, list[tu
         local = frame.f_locals
         request = local.get("begun", getattr(local.get("self"), "_begun", None))
         if request is not None:
-            found[id(request)] = frames[number + 1 :] or frames[number:]
+            found[id(request)] = _without_handler(frames[number + 1 :]) or frames[number:]
+
+
+def _without_handler(frames: list[tuple[FrameType, int]]) -> list[tuple[FrameType, int]]:
+    """Return what Gunicorn's handler of a signal has interrupted."""
+    for number, (frame, _) in enumerate(frames):
+        if str(frame.f_globals.get("__name__", "")).startswith("gunicorn.workers."):
+            return frames[:number]
+    return frames
 
 
 def _awaited(coroutine: Any) -> Iterator[tuple[FrameType, int]]:
