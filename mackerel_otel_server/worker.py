@@ -10,6 +10,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
@@ -188,14 +189,31 @@ def stop(timeout: float | None = None) -> bool:
         if _stopped_in_pid == os.getpid():
             return pipeline.counts().delivered == pipeline.counts().finished
         _stopped_in_pid = os.getpid()
-        delivered = pipeline.stop(_settings.shutdown_timeout if timeout is None else timeout)
+        delivered, interruption = _stop(pipeline, _settings.shutdown_timeout if timeout is None else timeout)
         counts = pipeline.counts()
         write = log.info if delivered else log.warning
         write("sent %d spans in %d requests, lost %s", counts.delivered, counts.requests, _in_words(counts))
     except Exception:
         log.exception("spans may be lost: the pipeline did not stop")
         return False
+    if interruption is not None:
+        raise interruption
     return delivered
+
+
+def _stop(pipeline: Pipeline, timeout: float) -> tuple[bool, BaseException | None]:
+    """Stop a pipeline; return whether everything was delivered, and what a signal handler raised meanwhile.
+
+    Ctrl-C in a terminal signals each worker twice, directly and through Gunicorn's arbiter, whose workers answer each
+    signal with ``sys.exit()``: the second one must not end what the first one began.
+    """
+    interruption: BaseException | None = None
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return pipeline.stop(max(deadline - time.monotonic(), 0.0)), interruption
+        except (SystemExit, KeyboardInterrupt) as error:
+            interruption = error
 
 
 def _start() -> bool:

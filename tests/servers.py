@@ -227,20 +227,24 @@ def gunicorn(
     conf: str | None = "python:mackerel_otel_server.conf",
     app: str = "plain:application",
     workers: int = 2,
+    program: Sequence[str] = (sys.executable, "-m", "gunicorn"),
+    own_socket: bool = False,
 ) -> Iterator[Server]:
-    """Run Gunicorn in ``tmp_path``."""
+    """Run Gunicorn in ``tmp_path``; ``own_socket``: on one that it makes itself, which it can hand on at USR2."""
     configuration = ["-c", conf] if conf else []
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        bind = ["--workers", str(workers), "--bind", f"fd://{listener.fileno()}"]
+        bind = "127.0.0.1:0" if own_socket else f"fd://{listener.fileno()}"
         server = Server(
-            [sys.executable, "-m", "gunicorn", *configuration, *bind, *options, app],
+            [*program, *configuration, "--workers", str(workers), "--bind", bind, *options, app],
             tmp_path / "gunicorn.log",
             cwd=tmp_path,
             # HOME: newer releases keep a control socket there, one for all servers of a user.
             env={**env, "HOME": str(tmp_path)},
-            listener=listener,
+            listener=None if own_socket else listener,
         )
     with running(server):
+        if own_socket:
+            server.port = int(server.wait_for_log(r"Listening at: http://127\.0\.0\.1:(\d+)").group(1))
         yield server
 
 
