@@ -212,7 +212,7 @@ def _stop(pipeline: Pipeline, timeout: float) -> tuple[bool, BaseException | Non
     while True:
         try:
             return pipeline.stop(max(deadline - time.monotonic(), 0.0)), interruption
-        except (SystemExit, KeyboardInterrupt) as error:
+        except (SystemExit, KeyboardInterrupt) as error:  # noqa: PERF203 - hardly ever more than once
             interruption = error
 
 

@@ -146,6 +146,10 @@ class Server:
         has read the response.
         """
         self.wait_for_log(r"\|req: \d+/\d+\]", count=self.answered)
+        self.wait_until_asleep()
+
+    def wait_until_asleep(self) -> None:
+        """Wait until no process of this server has had anything to do for a while."""
         quiet = iter(range(10))
 
         def idle() -> bool:
@@ -154,7 +158,7 @@ class Server:
                 quiet = iter(range(10))
             return next(quiet, None) is None
 
-        wait_until(idle, "the workers are idle", lambda: self.log)
+        wait_until(idle, "the processes sleep", lambda: self.log)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
         """End the server and return its log."""
@@ -220,7 +224,7 @@ def running(server: Server) -> Iterator[Server]:
 
 
 @contextmanager
-def gunicorn(
+def gunicorn(  # noqa: PLR0913 - keywords, each of its own
     tmp_path: Path,
     *options: str,
     env: Mapping[str, str],

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,7 +20,6 @@ import pytest
 import trustme
 from fault_server import FaultServer, Step, accepted
 from servers import (
-    APPS,
     DEADLINE,
     Server,
     assert_one_server_span_per_request,
@@ -166,6 +165,8 @@ def test_nothing_is_lost_at_max_requests_with_jitter_and_at_quit(
                     _wait_for_ends(server, leaving)
         answered[server.get("/pid").body.decode()] += 1
         assert len(answered) == 3
+        # At QUIT, one of gthread hangs for ever, with or without us, if its main thread is still submitting a request.
+        server.wait_until_asleep()
         server.stop(signal.SIGQUIT)
     assert_one_server_span_per_request(receiver, server, set(answered))
     if worker_class == UVICORN:
@@ -183,6 +184,7 @@ def test_nothing_is_lost_at_int(tmp_path: Path, receiver: Receiver, worker_class
     with gunicorn(tmp_path, *options, env=environment(receiver, **LATE), app=_app(worker_class)) as server:
         pids = server.ask_every_worker(2, 6)
         assert receiver.spans == []
+        server.wait_until_asleep()
         if to == "arbiter":
             server.send(signal.SIGINT)
         else:
@@ -193,8 +195,18 @@ def test_nothing_is_lost_at_int(tmp_path: Path, receiver: Receiver, worker_class
     if (worker_class, to) == (UVICORN, "arbiter"):
         # It does not leave at the QUIT that the arbiter sends.
         assert _ends(server.log) == {}
-    elif not (worker_class, to) == ("gthread", "group"):  # MAY_HANG
+    elif (worker_class, to) == ("gthread", "group"):
+        _assert_lines_but_of_workers_that_two_signals_make_hang(server)
+    else:
         _assert_one_start_line_and_one_end_line_per_worker(server)
+
+
+def _assert_lines_but_of_workers_that_two_signals_make_hang(server: Server) -> None:
+    # The handler of class gthread waits for the lock of its thread pool, with or without us, which its first run may
+    # hold: the arbiter kills it after graceful_timeout.
+    log = server.log
+    assert Counter(_starts(log)) == Counter(_booted(log)), log
+    assert set(_ends(log)) <= set(_booted(log)), log
 
 
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
@@ -206,16 +218,21 @@ def test_a_second_ctrl_c_while_spans_are_on_their_way_loses_none(tmp_path: Path,
 
     with FaultServer(Step(act=slow)) as far:
         env = environment(
-            MACKEREL_OTEL_ENDPOINT=far.url, MACKEREL_APIKEY="test-key", OTEL_SERVICE_NAME="shop", **LATE
+            None, MACKEREL_OTEL_ENDPOINT=far.url, MACKEREL_APIKEY="test-key", OTEL_SERVICE_NAME="shop", **LATE
         )
-        with gunicorn(tmp_path, *_options(worker_class), env=env, app=_app(worker_class), workers=1) as server:
+        options = (*_options(worker_class), "--graceful-timeout", "4")
+        with gunicorn(tmp_path, *options, env=env, app=_app(worker_class), workers=1) as server:
             server.ask_every_worker(1, 2)
+            server.wait_until_asleep()
             os.killpg(server.process.pid, signal.SIGINT)
             wait_until(lambda: far.requests, "the worker sends", lambda: server.log)
             os.killpg(server.process.pid, signal.SIGINT)
             server.wait()
         assert len(set(far.span_ids)) == len(far.span_ids) == server.answered
-    _assert_one_start_line_and_one_end_line_per_worker(server)
+    if worker_class == "gthread":
+        _assert_lines_but_of_workers_that_two_signals_make_hang(server)
+    else:
+        _assert_one_start_line_and_one_end_line_per_worker(server)
 
 
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
@@ -296,13 +313,14 @@ def test_an_application_that_speaks_https_is_answered_as_untouched_and_its_spans
     with FaultServer(context=context) as called, FaultServer(context=context) as far:
         shared = {"FAR_URL": called.url, "FAR_CA": authority_file}
         with gunicorn(
-            tmp_path, *options, env=environment(**shared), conf=None, app="calls_out:application", workers=1
+            tmp_path, *options, env=environment(None, **shared), conf=None, app="calls_out:application", workers=1
         ) as server:
             untouched = server.get().body
             server.stop()
         # gevent patches after the preload, and what urllib3 has made of ssl by then works no longer.
         assert untouched == (b"RecursionError" if options == ["-k", "gevent", "--preload"] else b"200")
         env = environment(
+            None,
             MACKEREL_OTEL_ENDPOINT=far.url,
             MACKEREL_APIKEY="test-key",
             OTEL_SERVICE_NAME="shop",
