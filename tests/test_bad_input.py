@@ -71,6 +71,11 @@ SETTINGS = [
     pytest.param(
         {"OTEL_TRACES_SAMPLER": "allways_on"}, "OTEL_TRACES_SAMPLER='allways_on' is not known", id="wrong sampler"
     ),
+    pytest.param(
+        {"MACKEREL_OTEL_SHUTDOWN_TIMEOUT": "-1"},
+        "MACKEREL_OTEL_SHUTDOWN_TIMEOUT='-1' is not a number of at least 0",
+        id="shutdown timeout below zero",
+    ),
     pytest.param({"OTEL_PROPAGATORS": "w3c"}, "OTEL_PROPAGATORS='w3c': 'w3c' is not installed", id="propagator"),
 ]
 

@@ -327,7 +327,7 @@ def test_an_application_that_speaks_https_is_answered_as_untouched_and_its_spans
             OTEL_EXPORTER_OTLP_CERTIFICATE=authority_file,
             **shared,
         )
-        with gunicorn(tmp_path, *options, env=env, app="calls_out:application") as server:
+        with gunicorn(tmp_path, *options, env=env, app="calls_out:application", workers=1) as server:
             assert [server.get().body for _ in range(6)] == [untouched] * 6
             server.stop()
         spans = [span for request in far.requests for span in decode(request.data)]
