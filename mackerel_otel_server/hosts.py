@@ -58,8 +58,10 @@ def instrument(arguments: Arguments) -> None:
 
 def _start(host: Host) -> None:
     if host.role is Role.UWSGI:
-        # Imported for what it does: the hooks after fork and at exit.
-        import mackerel_otel_server.uwsgi  # noqa: F401
+        # The import itself sets the hooks after fork and at exit.
+        from mackerel_otel_server import uwsgi
+
+        uwsgi.instrument()
     elif host.role in (Role.GUNICORN_ARBITER, Role.GUNICORN_WORKER):
         from mackerel_otel_server import gunicorn
 

@@ -33,6 +33,9 @@ _NEVER_RESPAWNED = (0, 2**64 - 1)  # the second one without a master
 _LOADING_AT_MOST: Final = 600.0
 """Seconds after which nobody waits for the applications of a worker any more."""
 
+_threads_are_reported = False
+_exit_chained_in_pid = 0
+
 
 def install() -> None:
     """Trace in every worker that uWSGI forks, or in this one if it has been forked already."""
@@ -48,10 +51,7 @@ def install() -> None:
         worker.leave_reports_to_others(of_settings=True)
     if not uwsgi.has_threads:
         if speaks_for_all:
-            log.error(
-                "tracing is off, the application serves without it: this uWSGI runs no Python threads, which sending "
-                "needs; add this line to its ini file: enable-threads = true"
-            )
+            _say_that_threads_are_missing()
         return
     if callable_:
         _trace_on_import(callable_)
@@ -60,6 +60,27 @@ def install() -> None:
     else:
         _chain_post_fork()
         worker.check(preload="gevent" not in uwsgi.opt)
+
+
+def instrument() -> None:
+    """Trace a mule or the spooler, whose own code asks for it, from its first span on; what else runs is traced."""
+    if not _is_no_worker():
+        return
+    log_module.to_host(_write)
+    if not uwsgi.has_threads:
+        _say_that_threads_are_missing()
+    elif worker.start(with_first_span=True):
+        _chain_atexit()
+
+
+def _say_that_threads_are_missing() -> None:
+    global _threads_are_reported
+    if not _threads_are_reported:
+        _threads_are_reported = True
+        log.error(
+            "tracing is off, the application serves without it: this uWSGI runs no Python threads, which sending "
+            "needs; add this line to its ini file: enable-threads = true"
+        )
 
 
 def _is_no_worker() -> bool:
@@ -223,6 +244,10 @@ def _find(address: int) -> tuple[str, Any]:
 
 
 def _chain_atexit() -> None:
+    global _exit_chained_in_pid
+    if _exit_chained_in_pid == os.getpid():
+        return
+    _exit_chained_in_pid = os.getpid()
     before = getattr(uwsgi, "atexit", None)
 
     def at_exit() -> None:
