@@ -33,6 +33,7 @@ FUNCTIONS = {
     "/native": "native_sleep",
     "/lock": "lock",
 }
+KILLABLE = ("/sleep", "/spin", "/hash")
 
 
 @contextmanager
@@ -157,10 +158,20 @@ def test_a_request_that_ends_after_all_is_sent_once_and_stays_marked(tmp_path: P
     assert "WORKER TIMEOUT" not in log
 
 
+GEVENT = "gevent = 20\n"
+
+
 @pytest.mark.parametrize(
-    "ini", ["", "threads = 4\n", "harakiri-graceful-timeout = 1\n"], ids=["", "threads", "graceful"]
+    ("ini", "path"),
+    [
+        *((ini, path) for ini in ("", "threads = 4\n", "harakiri-graceful-timeout = 1\n") for path in KILLABLE),
+        # Each blocks the hub.
+        *((GEVENT, path) for path in ("/native", "/sleep", "/hash")),
+        # The hub runs, and the request alone is stuck.
+        (f"{GEVENT}gevent-monkey-patch = true\n", "/sleep"),
+        (f"{GEVENT}gevent-monkey-patch = true\n", "/native"),
+    ],
 )
-@pytest.mark.parametrize("path", ["/sleep", "/spin", "/hash"])
 def test_a_request_that_harakiri_kills_arrives_with_where_it_was(
     tmp_path: Path, receiver: Receiver, ini: str, path: str
 ) -> None:

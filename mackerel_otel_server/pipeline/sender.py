@@ -6,6 +6,7 @@ ends a span may run in one that has interrupted another span's end.
 
 from __future__ import annotations
 
+import _thread
 import itertools
 import queue
 import signal
@@ -127,9 +128,13 @@ class Sender:
         self._dropping: _Count | None = None
         self._dropped: dict[str, _Count] = {}
         self._stop_by: float | None = None
-        self._stopped = threading.Event()
+        # Of the same kind as the thread, and so it stays: what an Event waits with becomes gevent's when that patches the
+        # standard library later, as uWSGI's gevent-monkey-patch does. The process would then end while stop() waits.
+        self._running = _thread.allocate_lock()
+        self._running.acquire()
         with _threads_without_signals():
-            threading.Thread(target=self._run, name="mackerel-otel-sender", daemon=True).start()
+            # Not a Thread, for the same reason: it would not find itself at its end.
+            _thread.start_new_thread(self._run, ())
 
     def put(self, span: ReadableSpan) -> None:
         """Queue a finished span, and every so often encode the last ones in this thread. Never waits, never raises."""
@@ -210,8 +215,8 @@ class Sender:
         self._stop_by = time.monotonic() + timeout
         self._book.exporter.wake()
         self._wake.put(None)
-        if timeout > 0:
-            self._stopped.wait(timeout)
+        if timeout > 0 and self._running.acquire(timeout=timeout):
+            self._running.release()
         return self.counts().delivered == self._finished.value()
 
     def counts(self) -> Counts:
@@ -269,7 +274,7 @@ class Sender:
         # What came while the last batch was under way.
         self._try_to_send(drain=True)
         self._book.exporter.close()
-        self._stopped.set()
+        self._running.release()
 
     def _try_to_send(self, *, drain: bool) -> None:
         try:
