@@ -1,18 +1,18 @@
-"""uWSGI's modes and the ways its workers come and go: nothing is lost, nothing arrives twice, no worker says it twice."""
+"""uWSGI's modes, and the ways its workers come and go: nothing is lost, and nothing arrives twice."""
 
 from __future__ import annotations
 
 import os
 import re
-import signal
+import ssl
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import trustme
 from fault_server import FaultServer, Step, never
 from servers import (
     Server,
@@ -77,9 +77,7 @@ def assert_one_life_per_worker(log: str, pids: set[str]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_reloads_and_the_end_lose_nothing_and_send_nothing_twice(
-    tmp_path: Path, receiver: Receiver, mode: str
-) -> None:
+def test_reloads_and_the_end_lose_nothing_and_send_nothing_twice(tmp_path: Path, receiver: Receiver, mode: str) -> None:
     fifo, touched = tmp_path / "fifo", tmp_path / "touched"
     touched.touch()
     ini = f"{DOOR}{MODES[mode]}master-fifo = {fifo}\ntouch-reload = {touched}\nmodule = plain\n"
@@ -110,9 +108,7 @@ def test_reloads_and_the_end_lose_nothing_and_send_nothing_twice(
 # Not cheaper: it needs a second process, which it may start at any time.
 @pytest.mark.parametrize("mode", [*(mode for mode in MODES if mode != "cheaper"), "no master"])
 @pytest.mark.parametrize("limit", ["max-requests = 3", "reload-on-rss = 1"])
-def test_a_worker_that_reaches_a_limit_loses_nothing(
-    tmp_path: Path, receiver: Receiver, mode: str, limit: str
-) -> None:
+def test_a_worker_that_reaches_a_limit_loses_nothing(tmp_path: Path, receiver: Receiver, mode: str, limit: str) -> None:
     per_worker = 3 if "max-requests" in limit else 1
     ini = f"{DOOR}{MODES.get(mode, '')}{limit}\nmin-worker-lifetime = 0\nmodule = plain\n"
     pids = []
@@ -241,13 +237,13 @@ def test_an_endpoint_that_never_answers_holds_up_the_end_no_longer_than_allowed(
         for traced in (False, True):
             folder = tmp_path / str(traced)
             folder.mkdir()
-            env = env_of(
+            env = environment(
                 MACKEREL_OTEL_ENDPOINT=endpoint.url,
                 MACKEREL_APIKEY="test-key",
                 OTEL_SERVICE_NAME="shop",
                 OTEL_SDK_DISABLED="" if traced else "true",
                 MACKEREL_OTEL_SHUTDOWN_TIMEOUT="1",
-                **KEEP,
+                OTEL_BSP_SCHEDULE_DELAY="60000",
             )
             with uwsgi(folder, f"{DOOR}{MODES[mode]}module = plain\n", env=env) as server:
                 server.ask_every_worker(2, 6)
@@ -258,6 +254,33 @@ def test_an_endpoint_that_never_answers_holds_up_the_end_no_longer_than_allowed(
                 server.wait_for_end_of_session()
     assert len(re.findall(r"warning: sent 0 spans in 0 requests, lost \d+ \(", log)) == 2, log
     assert took[True] < took[False] + 1 + 0.5, (took, log)
+
+
+@pytest.mark.parametrize("delay", ["100", "60000"], ids=["in life", "at the end"])
+@pytest.mark.parametrize("mode", ["gevent", "gevent, patched", "gevent, lazy-apps"])
+def test_under_gevent_spans_arrive_over_https(tmp_path: Path, mode: str, delay: str) -> None:
+    authority = trustme.CA()
+    certificates = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(certificates))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    with FaultServer(context=context) as endpoint:
+        env = environment(
+            MACKEREL_OTEL_ENDPOINT=endpoint.url,
+            MACKEREL_APIKEY="test-key",
+            OTEL_SERVICE_NAME="shop",
+            OTEL_EXPORTER_OTLP_CERTIFICATE=str(certificates),
+            OTEL_BSP_SCHEDULE_DELAY=delay,
+        )
+        with uwsgi(tmp_path, f"{DOOR}{MODES[mode]}module = plain\n", env=env) as server:
+            server.ask_every_worker(2, 6)
+            server.wait_until_idle()
+            if delay == "100":
+                wait_until(lambda: len(endpoint.span_ids) == server.answered, "all arrive", lambda: server.log)
+            log = server.stop()
+        assert len(set(endpoint.span_ids)) == len(endpoint.span_ids) == server.answered, log
+    assert len(ends(log)) == 2
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize("mode", ["master", "lazy-apps", "threads", "gevent", "no master"])

@@ -128,8 +128,8 @@ class Sender:
         self._dropping: _Count | None = None
         self._dropped: dict[str, _Count] = {}
         self._stop_by: float | None = None
-        # Of the same kind as the thread, and so it stays: what an Event waits with becomes gevent's when that patches the
-        # standard library later, as uWSGI's gevent-monkey-patch does. The process would then end while stop() waits.
+        # Stays of the same kind as the thread. What an Event waits with becomes gevent's when that patches the standard
+        # library later, as uWSGI's gevent-monkey-patch does; the process would then end while stop() waits.
         self._running = _thread.allocate_lock()
         self._running.acquire()
         with _threads_without_signals():
