@@ -307,6 +307,8 @@ def test_processes_that_the_application_forks_send_nothing_twice(tmp_path: Path,
         log = server.stop()
         server.wait_for_end_of_session()
     assert len(pids) == 1
+    # None of the children speaks, nor waits, for what its parent had queued.
+    assert (ends(log), log.count("info: sent"), log.count("warning: sent")) == ([*pids], 1, 0), log
     paths = Counter(span.attributes["url.path"] for span in server_spans(receiver.spans))
     assert paths == {"/first": 1, "/exit": 2, "/multiprocessing": 1, "/last": 1}, log
     assert {str(span.resource["process.pid"]) for span in server_spans(receiver.spans)} == pids
