@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import _queue
+import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 SimpleQueue: Final[Any] = _queue.SimpleQueue
 """The one written in C: get() blocks a thread, not a greenlet; put() may be called by a signal handler."""
@@ -24,8 +26,23 @@ def start_thread(function: Callable[[], None]) -> int:
     Args:
         function: Must not raise.
     """
-    ident: int = _original("start_new_thread")(function, ())
+    with threads_without_signals():
+        ident: int = _original("start_new_thread")(function, ())
     return ident
+
+
+@contextmanager
+def threads_without_signals() -> Iterator[None]:
+    """Let threads that are started here leave the signals to the main thread.
+
+    uWSGI handles them in C, in whichever thread they arrive, and ends the interpreter there: one of ours would wait
+    for itself.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_free(span: Any) -> bool:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import _thread
 import itertools
 import queue
-import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.log import log
+from mackerel_otel_server.native import threads_without_signals
 from mackerel_otel_server.pipeline.exporter import Cause
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ class Sender:
         # library later, as uWSGI's gevent-monkey-patch does; the process would then end while stop() waits.
         self._running = _thread.allocate_lock()
         self._running.acquire()
-        with _threads_without_signals():
+        with threads_without_signals():
             # Not a Thread, for the same reason: it would not find itself at its end.
             _thread.start_new_thread(self._run, ())
 
@@ -374,17 +373,3 @@ def _reason(cause: Cause) -> str:
     if cause is Cause.KEY:
         return "API key refused"
     return cause.name.lower().replace("_", " ")
-
-
-@contextmanager
-def _threads_without_signals() -> Iterator[None]:
-    """Let threads that are started here leave the signals to the main thread.
-
-    uWSGI handles them in C, in whichever thread they arrive, and ends the interpreter there: one of ours would wait
-    for itself.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
