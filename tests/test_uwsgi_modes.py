@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -107,13 +108,18 @@ def test_reloads_and_the_end_lose_nothing_and_send_nothing_twice(tmp_path: Path,
     assert_one_life_per_worker(log, pids)
 
 
+# uWSGI 2.0.21 with threads says that its work is done, and does not leave, untouched as well.
+LIMITED = [mode for mode in MODES if mode != "threads" or metadata.version("pyuwsgi") != "2.0.21"]
+OTHERS = ("lazy-apps", "threads", "gevent", "gevent, patched", "no master")
+
+
 @pytest.mark.parametrize(
     ("mode", "limit"),
     [
         # Not cheaper: it needs a second process, which it may start at any time.
-        *((mode, RSS) for mode in (*MODES, "no master") if mode not in ("cheaper", "gevent, lazy-apps")),
+        *((mode, RSS) for mode in (*LIMITED, "no master") if mode not in ("cheaper", "gevent, lazy-apps")),
         # Of a master that forks, the door's own tests have it.
-        *((mode, "max-requests = 3") for mode in ("lazy-apps", "threads", "gevent", "gevent, patched", "no master")),
+        *((mode, "max-requests = 3") for mode in (*LIMITED, "no master") if mode in OTHERS),
     ],
 )
 def test_a_worker_that_reaches_a_limit_loses_nothing(tmp_path: Path, receiver: Receiver, mode: str, limit: str) -> None:
@@ -235,7 +241,8 @@ def test_a_mule_and_the_spooler_are_traced_when_their_own_code_asks_for_it(
     instances = {(span.resource["process.pid"], span.resource["service.instance.id"]) for span in receiver.spans}
     assert len(instances) == len({pid for pid, _ in instances}) == len({instance for _, instance in instances})
     assert sorted(starts(log)) == sorted([*workers, first, spooler])
-    assert sorted(ends(log)) == sorted([*workers, *([] if lazy else [first])])
+    # Under lazy-apps, a mule of older releases runs code at its end, too.
+    assert sorted(ends(log)) in [sorted([*workers, *more]) for more in ([[], [first]] if lazy else [[first]])]
 
 
 @pytest.mark.parametrize("mode", ["master", "gevent"])
