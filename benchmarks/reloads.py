@@ -8,7 +8,7 @@ HUP every two seconds; then so many HUPs under load, two a second. The arbiter's
 counted before and after. Untouched servers do the same, because what they drop by themselves is not ours to answer for.
 Prints a table. Linux only.
 
-Not a test: it fails only when a span is missing or came twice, or something was left behind.
+Not a test: it fails only when a span is missing or came twice, or a process was left behind.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _measure(case: Case, requests: int, reloads: int) -> int:
         return 0
     # A request that broke may have had its span.
     missing = not answered <= counts.distinct <= answered + failed
-    return missing + (counts.spans != counts.distinct) + (left > 0) + (files_after > files)
+    return missing + (counts.spans != counts.distinct) + (left > 0)
 
 
 def _reloading(server: Server, case: Case, requests: int, *, reloads: int) -> Load:
