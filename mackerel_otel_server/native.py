@@ -20,15 +20,14 @@ _LONGEST_WAIT: Final = 0.05
 """Seconds; nobody holds such a lock for longer than microseconds, unless it was interrupted."""
 
 
-def start_thread(function: Callable[[], None]) -> int:
-    """Start a thread that nobody waits for at exit; return its ident.
+def start_thread(function: Callable[[], None]) -> None:
+    """Start a thread that nobody waits for at exit.
 
     Args:
         function: Must not raise.
     """
     with threads_without_signals():
-        ident: int = _original("start_new_thread")(function, ())
-    return ident
+        _original("start_new_thread")(function, ())
 
 
 @contextmanager

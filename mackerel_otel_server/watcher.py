@@ -59,7 +59,7 @@ class Watcher:
         self._limits = limits
         self._orders: Any = native.SimpleQueue()
         self._reported: dict[int, float] = {}
-        self._ident = native.start_thread(self._run)
+        native.start_thread(self._run)
 
     def report(self, killing: Killing, timeout: float) -> None:
         """Report all that is under way now, and wait until that is done; for a signal handler.

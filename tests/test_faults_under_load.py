@@ -207,12 +207,10 @@ def test_a_far_end_that_says_no_for_long_is_asked_once_and_every_span_is_counted
     servers: Servers, far_end: Make, step: Step, reason: str, words: str
 ) -> None:
     with far_end(step) as server:
-        outcome = servers.outcome(server, lambda: server.requests)
+        # Room for all: on a loaded machine many requests end before the first answer has been read.
+        outcome = servers.outcome(server, lambda: server.requests, room=MANY)
         assert len(server.requests) == 1
-    # On a loaded machine the queue may be full before the first answer has been read.
-    early = {name: count for name, count in outcome.lost.items() if name == "queue full"}
-    assert (outcome.sent, outcome.lost) == (0, early | {reason: outcome.finished - sum(early.values())})
-    assert sum(early.values()) < outcome.finished / 10
+    assert (outcome.sent, outcome.lost) == (0, {reason: outcome.finished})
     (said,) = outcome.said
     assert words in said
 

@@ -60,15 +60,16 @@ def test_install_keeps_the_hooks_that_the_file_defines_and_runs_after_them(tmp_p
     names = ("on_starting", "post_fork", "post_worker_init", "worker_exit")
     parameters = {"on_starting": "server", "post_worker_init": "worker"}
     hooks = "".join(
-        f"def {name}({parameters.get(name, 'server, worker')}):\n    print('user hook {name}', flush=True)\n\n"
+        f"def {name}({parameters.get(name, 'server, worker')}):\n    os.write(1, b'user hook {name}\\n')\n\n"
         for name in names
     )
-    (tmp_path / "gunicorn.conf.py").write_text(f"workers = 1\n\n{hooks}{LITERAL}install(globals())\n")
+    # In one step, line and end of line: two workers write here.
+    (tmp_path / "gunicorn.conf.py").write_text(f"import os\n\nworkers = 1\n\n{hooks}{LITERAL}install(globals())\n")
     with gunicorn(tmp_path, env=environment(receiver), conf=None) as server:
         pids = server.ask_every_worker(2, 4)
         log = server.stop()
     for name in names:
-        assert log.count(f"user hook {name}") == (1 if name == "on_starting" else 2), log
+        assert log.count(f"user hook {name}\n") == (1 if name == "on_starting" else 2), log
     assert log.index("user hook post_fork") < log.index("sends traces as")
     assert log.index("user hook worker_exit") < log.index("requests, lost 0")
     assert_one_server_span_per_request(receiver, server, pids)

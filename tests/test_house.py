@@ -26,46 +26,16 @@ def _imports(file: Path) -> set[str]:
     return {name.removeprefix("mackerel_otel_server.") for name in names if name.startswith("mackerel_otel_server.")}
 
 
+ABOVE_WORKER = ("gunicorn", "uwsgi", "uvicorn", "celery", "watcher", "hosts", "conf", "cli")
+
+
 @pytest.mark.parametrize(
     ("part", "forbidden"),
     [
-        (
-            "settings.py",
-            (
-                "pipeline",
-                "tracing",
-                "worker",
-                "gunicorn",
-                "uwsgi",
-                "uvicorn",
-                "celery",
-                "watcher",
-                "hosts",
-                "conf",
-                "cli",
-            ),
-        ),
-        (
-            "pipeline",
-            ("tracing", "worker", "gunicorn", "uwsgi", "uvicorn", "celery", "watcher", "hosts", "conf", "cli"),
-        ),
-        (
-            "tracing",
-            (
-                "pipeline",
-                "settings",
-                "worker",
-                "gunicorn",
-                "uwsgi",
-                "uvicorn",
-                "celery",
-                "watcher",
-                "hosts",
-                "conf",
-                "cli",
-            ),
-        ),
-        ("worker.py", ("gunicorn", "uwsgi", "uvicorn", "celery", "watcher", "hosts", "conf", "cli")),
+        ("settings.py", ("pipeline", "tracing", "worker", *ABOVE_WORKER)),
+        ("pipeline", ("tracing", "worker", *ABOVE_WORKER)),
+        ("tracing", ("pipeline", "settings", "worker", *ABOVE_WORKER)),
+        ("worker.py", ABOVE_WORKER),
     ],
 )
 def test_imports_run_one_way(part: str, forbidden: tuple[str, ...]) -> None:

@@ -118,7 +118,7 @@ def test_a_request_that_is_under_way_at_the_end_of_graceful_timeout_arrives(
     with gunicorn(tmp_path, *options, env=environment(receiver), app=app, workers=1) as server:
         server.get("/quick")
         with asking(server, path):
-            threading.Event().wait(0.5)
+            server.wait_for_log(f"under way: {path}")
             server.send(signal.SIGTERM)
             server.wait()
     span = server_span(receiver, path)
@@ -200,8 +200,7 @@ def test_a_request_whose_clock_another_thread_has_stopped_is_not_reported(tmp_pa
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         with ThreadPoolExecutor(1) as pool:
             slow = pool.submit(server.get, "/late?5")
-            wait_until(slow.running, "the request is under way")
-            threading.Event().wait(0.5)
+            server.wait_for_log("under way: /late")
             server.get("/quick")
             assert slow.result().status == 200
         server.wait_until_idle()

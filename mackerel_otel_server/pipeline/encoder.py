@@ -1,4 +1,4 @@
-"""A finished span -> OTLP protobuf bytes, when it ends and without a protobuf message in between.
+"""A finished span -> OTLP protobuf bytes, without a protobuf message in between.
 
 Field numbers are written as tags (``number << 3 | wire type``), from ``trace/v1/trace.proto``,
 ``common/v1/common.proto`` and ``resource/v1/resource.proto`` of https://github.com/open-telemetry/opentelemetry-proto.
