@@ -10,6 +10,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+import gunicorn
+
 from mackerel_otel_server import worker as tracing_worker
 from mackerel_otel_server.watcher import Doom, Watcher
 
@@ -20,6 +22,8 @@ _stop_at: mmap.mmap | None = None
 """When the arbiter will kill what is left, by the monotonic clock; 0 before it is told to stop. Workers share it."""
 _FORMAT: Final = struct.Struct("d")
 _watcher: Watcher | None = None
+_HEARTBEATS_ARE_MONOTONIC: Final = (22,)
+"""The first release whose workers/workertmp.py keeps them by the monotonic clock; by the wall clock before."""
 
 
 def note_stop(server: Any) -> None:
@@ -67,7 +71,9 @@ def _end_of_timeout(worker: Any) -> Doom | None:
         return None
     now = time.monotonic()
     if last > now:
-        # By the other clock, as in older releases; in newer ones until the first heartbeat, when there are no requests.
+        if gunicorn.version_info >= _HEARTBEATS_ARE_MONOTONIC:
+            # No heartbeat yet, but the time at which the file was made: the arbiter kills nobody before the first one.
+            return None
         last = round(last + now - time.time(), 1)
     return Doom(last + limit, limit, _timeout(worker))
 

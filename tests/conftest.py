@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from querying import HARNESS, Database, Result, Run
+from servers import Shown
 
 from mackerel_otel_server.cli.receiver import Receiver
 
@@ -26,6 +27,17 @@ def receiver() -> Iterator[Receiver]:
     """The far end, with Mackerel's manners."""
     with Receiver(api_key="test-key") as receiver:
         yield receiver
+
+
+@pytest.fixture
+def shown(record_property: Callable[[str, object], None]) -> Shown:
+    """Return a function that lets the test's result stand in the README's tables of server modes."""
+
+    def show(row: str, *columns: str, limit: str = "") -> None:
+        for column in columns:
+            record_property("server mode", f"{row}|{column}|{limit}")
+
+    return show
 
 
 def _missing(reason: str) -> None:

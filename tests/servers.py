@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
@@ -29,6 +29,13 @@ DEADLINE = 40.0
 
 DEBIAN_UWSGI = "/usr/bin/uwsgi-core"
 _DEBIAN_PYTHON = (3, 11)
+
+
+class Shown(Protocol):
+    """What the fixture ``shown`` returns."""
+
+    def __call__(self, row: str, *columns: str, limit: str = "") -> None:
+        """Let the test's result stand in the README's tables of server modes; ``limit``: a letter of the notes there."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from fault_server import FaultServer, Step, accepted
 from servers import (
     DEADLINE,
     Server,
+    Shown,
     assert_one_server_span_per_request,
     environment,
     gunicorn,
@@ -37,10 +39,13 @@ from mackerel_otel_server.cli.spans import decode
 UVICORN = "uvicorn_worker.UvicornWorker"
 # Gunicorn has an ASGI worker class of its own since release 25.
 NATIVE = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []
-WORKER_CLASSES = ["sync", "gthread", "gevent", *NATIVE, UVICORN]
+WORKER_CLASSES = ["sync", "gthread", "gevent", "tornado", *NATIVE, UVICORN]
 INSTALL = "from mackerel_otel_server.gunicorn import install\n\ninstall(globals())\n"
 LATE = {"OTEL_BSP_SCHEDULE_DELAY": "60000"}
 """Nothing arrives before a worker leaves."""
+HANGS = "a"
+"""The note for a worker that the arbiter has to kill after graceful_timeout, with and without us."""
+MAY_HANG_AT_INT = [(UVICORN, "arbiter"), ("gthread", "group")]
 LOADED = 1.0
 """Seconds that a machine may take longer with other tests' servers beside this one: each end of a process waits for its
 turn. A sender that ignored its limit would take 10 s, the timeout of a request to the endpoint."""
@@ -118,7 +123,10 @@ def _daemon(tmp_path: Path, *options: str, receiver: Receiver, app: str) -> Iter
 
 
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
-def test_nothing_is_lost_at_hup_ttou_winch_and_term(tmp_path: Path, receiver: Receiver, worker_class: str) -> None:
+def test_nothing_is_lost_at_hup_ttou_winch_and_term(
+    tmp_path: Path, receiver: Receiver, worker_class: str, shown: Shown
+) -> None:
+    shown(worker_class, "start", "HUP", "TTOU", "WINCH", "TERM")
     # As a daemon: otherwise Gunicorn ignores WINCH.
     app = _app(worker_class)
     with _daemon(tmp_path, *_options(worker_class), receiver=receiver, app=app) as (server, arbiter):
@@ -144,8 +152,9 @@ def test_nothing_is_lost_at_hup_ttou_winch_and_term(tmp_path: Path, receiver: Re
 
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 def test_what_is_answered_while_workers_are_replaced_is_traced_once(
-    tmp_path: Path, receiver: Receiver, worker_class: str
+    tmp_path: Path, receiver: Receiver, worker_class: str, shown: Shown
 ) -> None:
+    shown(worker_class, "HUP")
     replaced = threading.Event()
 
     def ask_until_replaced(server: Server) -> int:
@@ -187,8 +196,10 @@ TELL_LIMIT = (
 
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 def test_nothing_is_lost_at_max_requests_with_jitter_and_at_quit(
-    tmp_path: Path, receiver: Receiver, worker_class: str
+    tmp_path: Path, receiver: Receiver, worker_class: str, shown: Shown
 ) -> None:
+    shown(worker_class, "max_requests")
+    shown(worker_class, "QUIT", limit=HANGS if worker_class == UVICORN else "")
     (tmp_path / "gunicorn.conf.py").write_text(TELL_LIMIT + INSTALL)
     options = (*_options(worker_class), "--max-requests", "3", "--max-requests-jitter", "3", "--graceful-timeout", "2")
     env, app = environment(receiver, **LATE), _app(worker_class)
@@ -218,7 +229,8 @@ def test_nothing_is_lost_at_max_requests_with_jitter_and_at_quit(
 
 @pytest.mark.parametrize("to", ["arbiter", "group"])
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
-def test_nothing_is_lost_at_int(tmp_path: Path, receiver: Receiver, worker_class: str, to: str) -> None:
+def test_nothing_is_lost_at_int(tmp_path: Path, receiver: Receiver, worker_class: str, to: str, shown: Shown) -> None:
+    shown(worker_class, "INT", limit=HANGS if (worker_class, to) in MAY_HANG_AT_INT else "")
     options = (*_options(worker_class), "--graceful-timeout", "2")
     with gunicorn(tmp_path, *options, env=environment(receiver, **LATE), app=_app(worker_class)) as server:
         pids = server.ask_every_worker(2, 6)
@@ -249,7 +261,11 @@ def _assert_lines_but_of_workers_that_two_signals_make_hang(server: Server) -> N
 
 
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
-def test_a_second_ctrl_c_while_spans_are_on_their_way_loses_none(tmp_path: Path, worker_class: str) -> None:
+def test_a_second_ctrl_c_while_spans_are_on_their_way_loses_none(
+    tmp_path: Path, worker_class: str, shown: Shown
+) -> None:
+    shown(worker_class, "INT")
+
     def slow(server: FaultServer, sock: socket.socket) -> None:
         server.stopping.wait(0.7)
         body = accepted().body
@@ -276,8 +292,10 @@ def test_a_second_ctrl_c_while_spans_are_on_their_way_loses_none(tmp_path: Path,
 
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 def test_an_endpoint_that_never_answers_holds_up_term_for_the_shutdown_timeout_at_most(
-    tmp_path: Path, worker_class: str
+    tmp_path: Path, worker_class: str, shown: Shown
 ) -> None:
+    shown(worker_class, "hanging endpoint")
+
     def stop(server: Server) -> float:
         began = time.monotonic()
         server.stop()
@@ -337,13 +355,16 @@ def application(environ, start_response):
     "options",
     [
         pytest.param(["-k", "sync", "--preload"], id="sync-preload"),
+        pytest.param(["-k", "gthread", "--threads", "2"], id="gthread"),
+        pytest.param(["-k", "tornado"], id="tornado"),
         pytest.param(["-k", "gevent"], id="gevent"),
         pytest.param(["-k", "gevent", "--preload"], id="gevent-preload"),
     ],
 )
 def test_an_application_that_speaks_https_is_answered_as_untouched_and_its_spans_arrive_over_https(
-    tmp_path: Path, authority: trustme.CA, options: list[str]
+    tmp_path: Path, authority: trustme.CA, options: list[str], shown: Shown
 ) -> None:
+    shown("https", options[1])
     (tmp_path / "calls_out.py").write_text(CALLS_OUT)
     authority_file = str(tmp_path / "ca.pem")
     authority.cert_pem.write_to_path(authority_file)
@@ -375,6 +396,106 @@ def test_an_application_that_speaks_https_is_answered_as_untouched_and_its_spans
     assert sum(_ends(server.log).values()) == len(spans)
 
 
+@pytest.mark.parametrize("worker_class", [*NATIVE, UVICORN])
+def test_spans_of_an_asgi_application_arrive_over_https(
+    tmp_path: Path, authority: trustme.CA, worker_class: str, shown: Shown
+) -> None:
+    shown("https", worker_class)
+    authority_file = str(tmp_path / "ca.pem")
+    authority.cert_pem.write_to_path(authority_file)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    with FaultServer(context=context) as far:
+        env = environment(
+            None,
+            MACKEREL_OTEL_ENDPOINT=far.url,
+            MACKEREL_APIKEY="test-key",
+            OTEL_SERVICE_NAME="shop",
+            OTEL_EXPORTER_OTLP_CERTIFICATE=authority_file,
+        )
+        with gunicorn(tmp_path, *_options(worker_class), env=env, app=_app(worker_class)) as server:
+            server.ask_every_worker(2, 6)
+            server.stop()
+    assert len(far.span_ids) == len(set(far.span_ids)) == server.answered == sum(_ends(server.log).values())
+
+
+DIRTY = "from gunicorn.dirty import DirtyApp\n\nclass Dirty(DirtyApp):\n    pass\n"
+
+
+@pytest.mark.skipif(not NATIVE, reason="Gunicorn has dirty workers since release 25; the other environments check them")
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
+def test_beside_dirty_workers_every_request_is_traced_and_they_stay_quiet(
+    tmp_path: Path, receiver: Receiver, worker_class: str, shown: Shown
+) -> None:
+    shown("dirty_workers", worker_class)
+    (tmp_path / "dirty.py").write_text(DIRTY)
+    # A name: an arbiter ends the dirty workers of another server of the same name, which it takes for its own of before.
+    name = ("--name", uuid.uuid4().hex)
+    options = (*_options(worker_class), *name, "--dirty-app", "dirty:Dirty", "--dirty-workers", "1")
+    env = environment(receiver, **LATE)
+    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    with gunicorn(tmp_path, *options, env=env, app=_app(worker_class)) as server:
+        dirty = server.wait_for_log(r"Spawned dirty worker \(pid: (\d+)\)").group(1)
+        pids = server.ask_every_worker(2, 6)
+        server.stop()
+    assert_one_server_span_per_request(receiver, server, pids)
+    assert set(_starts(server.log)) == set(_ends(server.log)) == pids
+    assert dirty not in pids
+
+
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
+def test_a_reload_to_an_application_that_cannot_be_loaded_ends_the_server_as_without_us_and_loses_nothing(
+    tmp_path: Path, receiver: Receiver, worker_class: str, shown: Shown
+) -> None:
+    shown(worker_class, "boot failure")
+    module = _app(worker_class).partition(":")[0]
+    changing = tmp_path / "changing.py"
+    statuses = []
+    for env, conf in (
+        (environment(), None),
+        (environment(receiver, **LATE), "python:mackerel_otel_server.conf"),
+    ):
+        changing.write_text(f"from {module} import application\n")
+        with gunicorn(tmp_path, *_options(worker_class), env=env, conf=conf, app="changing:application") as server:
+            pids = server.ask_every_worker(2, 6)
+            changing.write_text("raise RuntimeError('not today')  # and longer than before\n")
+            server.send(signal.SIGHUP)
+            statuses.append(server.wait())
+            assert "RuntimeError: not today" in server.log
+    # 3, or 1 when the second of the new workers fails while the arbiter stops the others.
+    assert set(statuses) <= {1, 3}
+    assert_one_server_span_per_request(receiver, server, pids)
+    assert not re.search(r"\[(WARNING|ERROR)\] mackerel_otel_server", server.log), server.log
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent"])
+def test_processes_that_the_application_forks_send_nothing_twice(
+    tmp_path: Path, receiver: Receiver, worker_class: str, shown: Shown
+) -> None:
+    shown("os.fork, multiprocessing", worker_class)
+    # Python 3.12+ warns that a process with threads is forked; that is the case under test.
+    env = environment(receiver, PYTHONDEVMODE="", PYTHONWARNINGS="ignore::DeprecationWarning", **LATE)
+    # A child of gthread's that leaves by sys.exit has but the one thread, which goes on waiting for work, untouched too.
+    exits = [] if worker_class == "gthread" else ["/exit"]
+    answers: Counter[tuple[str, str]] = Counter()
+    with gunicorn(tmp_path, *_options(worker_class), env=env, app="forking:application", workers=1) as server:
+        for path in ("/first", *exits, "/multiprocessing", *exits, "/last"):
+            # Whatever Gunicorn makes of the exit in the child: the response is the application's own affair. In class
+            # sync the child may even serve the next request before it sees that it is no worker.
+            with suppress(AssertionError):
+                answers[path, server.get(path).body.decode()] += path != "/exit"
+        log = server.stop()
+        server.wait_for_end_of_session()
+    spans = server_spans(receiver.spans)
+    served = Counter((str(span.attributes["url.path"]), str(span.resource["process.pid"])) for span in spans)
+    assert sum(count for (path, _), count in served.items() if path == "/exit") == 2 * len(exits), (served, log)
+    assert {key: count for key, count in served.items() if key[0] != "/exit"} == dict(+answers), log
+    # None of the children speaks, nor waits, for what its parent had queued; one has a span of its own.
+    (other,) = [span for span in receiver.spans if span.kind != "SERVER"]
+    assert _ends(log).pop(str(other.resource["process.pid"])) == 1
+    assert sum(_ends(log).values()) == len(receiver.spans), log
+
+
 @pytest.mark.parametrize(
     "app", ["tornado_app:make()", "plain:application"], ids=["a tornado application", "a WSGI callable"]
 )
@@ -400,12 +521,15 @@ def test_under_the_worker_class_tornado_the_application_serves_and_one_line_says
     assert len(_starts(log)) == len(_ends(log)) == 1, log
 
 
+# UvicornWorker says that it reloads, and does not, untouched as well.
+@pytest.mark.parametrize("worker_class", [worker_class for worker_class in WORKER_CLASSES if worker_class != UVICORN])
 def test_with_reload_a_changed_application_replaces_the_workers_and_loses_no_span(
-    tmp_path: Path, receiver: Receiver
+    tmp_path: Path, receiver: Receiver, worker_class: str, shown: Shown
 ) -> None:
+    shown("--reload", worker_class)
     application = tmp_path / "changing.py"
-    application.write_text("from plain import application\n")
-    options = ("--reload", "--reload-engine", "poll")
+    application.write_text(f"from {_app(worker_class).partition(':')[0]} import application\n")
+    options = (*_options(worker_class), "--reload", "--reload-engine", "poll")
     with gunicorn(tmp_path, *options, env=environment(receiver, **LATE), app="changing:application") as server:
         first = server.ask_every_worker(2, 6)
         # Later than what the reloader has seen, whatever the file system's clock can tell apart.
@@ -419,14 +543,16 @@ def test_with_reload_a_changed_application_replaces_the_workers_and_loses_no_spa
     _assert_one_start_line_and_one_end_line_per_worker(server)
 
 
-@pytest.mark.parametrize("options", [["-k", "sync"], ["-k", "gevent"]], ids=" ".join)
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 def test_after_usr2_the_new_arbiters_workers_trace_and_the_old_ones_lose_nothing(
-    tmp_path: Path, receiver: Receiver, options: list[str]
+    tmp_path: Path, receiver: Receiver, worker_class: str, shown: Shown
 ) -> None:
+    shown("USR2", worker_class)
     # Not "-m gunicorn": executed again, that looks for modules among Gunicorn's own.
     (tmp_path / "serve.py").write_text("from gunicorn.app.wsgiapp import run\n\nrun()\n")
     program = [sys.executable, str(tmp_path / "serve.py")]
-    with gunicorn(tmp_path, *options, env=environment(receiver, **LATE), program=program, own_socket=True) as server:
+    options, env, app = _options(worker_class), environment(receiver, **LATE), _app(worker_class)
+    with gunicorn(tmp_path, *options, env=env, app=app, program=program, own_socket=True) as server:
         old = server.ask_every_worker(2, 6)
         server.send(signal.SIGUSR2)
         both = server.ask_every_worker(4, 4)
@@ -443,19 +569,27 @@ def test_after_usr2_the_new_arbiters_workers_trace_and_the_old_ones_lose_nothing
     _assert_one_start_line_and_one_end_line_per_worker(server)
 
 
-def test_the_configuration_may_be_named_in_gunicorn_cmd_args(tmp_path: Path, receiver: Receiver) -> None:
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
+def test_the_configuration_may_be_named_in_gunicorn_cmd_args(
+    tmp_path: Path, receiver: Receiver, worker_class: str, shown: Shown
+) -> None:
+    shown("GUNICORN_CMD_ARGS", worker_class)
+    shown("preload_app", worker_class)
     env = environment(receiver, GUNICORN_CMD_ARGS="-c python:mackerel_otel_server.conf")
-    with gunicorn(tmp_path, "--preload", env=env, conf=None) as server:
+    options = (*_options(worker_class), "--preload")
+    with gunicorn(tmp_path, *options, env=env, conf=None, app=_app(worker_class)) as server:
         pids = server.ask_every_worker(2, 6)
         server.stop()
     assert_one_server_span_per_request(receiver, server, pids)
     _assert_one_start_line_and_one_end_line_per_worker(server)
 
 
-@pytest.mark.parametrize("worker_class", ["sync", "gevent"])
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 def test_the_variables_may_stand_in_raw_env_and_change_at_hup(
-    tmp_path: Path, receiver: Receiver, worker_class: str
+    tmp_path: Path, receiver: Receiver, worker_class: str, shown: Shown
 ) -> None:
+    shown("raw_env", worker_class)
+
     def configure(service: str) -> None:
         variables = {
             "MACKEREL_OTEL_ENDPOINT": receiver.url,
@@ -466,7 +600,8 @@ def test_the_variables_may_stand_in_raw_env_and_change_at_hup(
         (tmp_path / "gunicorn.conf.py").write_text(f"raw_env = {raw_env}\n{INSTALL}")
 
     configure("first")
-    with gunicorn(tmp_path, "-k", worker_class, env=environment(), conf=None) as server:
+    options, app = _options(worker_class), _app(worker_class)
+    with gunicorn(tmp_path, *options, env=environment(), conf=None, app=app) as server:
         first = server.ask_every_worker(2, 4)
         configure("second")
         server.send(signal.SIGHUP)
