@@ -12,14 +12,16 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 from querying import HARNESS, Database, Result, Run
-from servers import Shown
 
 from mackerel_otel_server.cli.receiver import Receiver
+
+if TYPE_CHECKING:
+    from servers import Shown
 
 
 @pytest.fixture

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 APPS = Path(__file__).parent / "apps"
 DEADLINE = 40.0
 """Seconds for anything that a loaded machine may take long for. Nothing waits that long when all is well."""
+LOADED = 1.0
+"""Seconds that a machine may take longer with other tests' servers beside this one: each end of a process waits for its
+turn. A sender that ignored its limit would take 10 s, the timeout of a request to the endpoint."""
 
 DEBIAN_UWSGI = "/usr/bin/uwsgi-core"
 _DEBIAN_PYTHON = (3, 11)
@@ -35,7 +38,7 @@ class Shown(Protocol):
     """What the fixture ``shown`` returns."""
 
     def __call__(self, row: str, *columns: str, limit: str = "") -> None:
-        """Let the test's result stand in the README's tables of server modes; ``limit``: a letter of the notes there."""
+        """Let the test's result stand in the README's tables of server modes; ``limit``: a letter of their notes."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from servers import Server, environment, gunicorn, running, server_spans
+from fault_server import FaultServer, Step, never
+from servers import LOADED, Server, environment, gunicorn, running, server_spans
 
 from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
 
@@ -79,6 +80,36 @@ def test_a_forked_process_sends_its_own_spans_with_its_own_identity(
     for name in ("process.pid", "service.instance.id"):
         assert child.resource[name] != parent.resource[name]
         assert _one(spans, "queued in the parent").resource[name] == parent.resource[name]
+
+
+@pytest.mark.parametrize("fork", CHILDREN)
+def test_an_endpoint_that_never_answers_holds_up_the_end_of_a_forked_process_for_the_shutdown_timeout_at_most(
+    tmp_path: Path, fork: str
+) -> None:
+    timed = PARENT.replace("import multiprocessing,", "import multiprocessing, time,")
+    timed = timed.replace("    {fork}", "    began = time.monotonic()\n    {fork}\n    print(time.monotonic() - began)")
+    (tmp_path / "parent.py").write_text(timed.format(fork=CHILDREN[fork]))
+    with FaultServer(Step(act=never)) as far:
+        env = environment(
+            None,
+            MACKEREL_OTEL_ENDPOINT=far.url,
+            MACKEREL_APIKEY="test-key",
+            MACKEREL_OTEL_SHUTDOWN_TIMEOUT="1",
+            OTEL_BSP_SCHEDULE_DELAY="60000",
+            PYTHONDEVMODE="",
+            PYTHONWARNINGS="ignore::DeprecationWarning",
+        )
+        result = subprocess.run(
+            [sys.executable, "parent.py"],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    # At least: it has tried.
+    assert 1 <= float(result.stdout) < 1 + 0.5 + LOADED, result.stderr
 
 
 def test_a_child_that_leaves_by_sys_exit_in_the_middle_of_a_request_sends_nothing_twice(

@@ -24,6 +24,7 @@ import trustme
 from fault_server import FaultServer, Step, accepted
 from servers import (
     DEADLINE,
+    LOADED,
     Server,
     Shown,
     assert_one_server_span_per_request,
@@ -46,9 +47,6 @@ LATE = {"OTEL_BSP_SCHEDULE_DELAY": "60000"}
 HANGS = "a"
 """The note for a worker that the arbiter has to kill after graceful_timeout, with and without us."""
 MAY_HANG_AT_INT = [(UVICORN, "arbiter"), ("gthread", "group")]
-LOADED = 1.0
-"""Seconds that a machine may take longer with other tests' servers beside this one: each end of a process waits for its
-turn. A sender that ignored its limit would take 10 s, the timeout of a request to the endpoint."""
 
 
 def _options(worker_class: str) -> list[str]:
@@ -429,7 +427,7 @@ def test_beside_dirty_workers_every_request_is_traced_and_they_stay_quiet(
 ) -> None:
     shown("dirty_workers", worker_class)
     (tmp_path / "dirty.py").write_text(DIRTY)
-    # A name: an arbiter ends the dirty workers of another server of the same name, which it takes for its own of before.
+    # A name: an arbiter ends the dirty workers of another server of the same name, as if they were its own of before.
     name = ("--name", uuid.uuid4().hex)
     options = (*_options(worker_class), *name, "--dirty-app", "dirty:Dirty", "--dirty-workers", "1")
     env = environment(receiver, **LATE)
@@ -475,7 +473,8 @@ def test_processes_that_the_application_forks_send_nothing_twice(
     shown("os.fork, multiprocessing", worker_class)
     # Python 3.12+ warns that a process with threads is forked; that is the case under test.
     env = environment(receiver, PYTHONDEVMODE="", PYTHONWARNINGS="ignore::DeprecationWarning", **LATE)
-    # A child of gthread's that leaves by sys.exit has but the one thread, which goes on waiting for work, untouched too.
+    # A child of gthread's that leaves by sys.exit has but the one thread, which goes on waiting for work, with or
+    # without us.
     exits = [] if worker_class == "gthread" else ["/exit"]
     answers: Counter[tuple[str, str]] = Counter()
     with gunicorn(tmp_path, *_options(worker_class), env=env, app="forking:application", workers=1) as server:

@@ -180,12 +180,21 @@ def test_a_request_that_ends_after_all_is_sent_once_and_stays_marked(tmp_path: P
 
 
 GEVENT = "gevent = 20\n"
+ROWS = {
+    "": "master",
+    "threads = 4\n": "threads",
+    "lazy-apps = true\n": "lazy-apps",
+    GEVENT: "gevent",
+    f"{GEVENT}gevent-monkey-patch = true\n": "gevent, patched",
+}
+"""Options, and what the README's table calls them."""
 
 
 @pytest.mark.parametrize(
     ("ini", "path"),
     [
         *((ini, path) for ini in ("", "threads = 4\n", "harakiri-graceful-timeout = 1\n") for path in KILLABLE),
+        ("lazy-apps = true\n", "/sleep"),
         # Each blocks the hub.
         *((GEVENT, path) for path in ("/native", "/sleep", "/hash")),
         # The hub runs, and the request alone is stuck.
@@ -194,8 +203,10 @@ GEVENT = "gevent = 20\n"
     ],
 )
 def test_a_request_that_harakiri_kills_arrives_with_where_it_was(
-    tmp_path: Path, receiver: Receiver, ini: str, path: str
+    tmp_path: Path, receiver: Receiver, ini: str, path: str, shown: Shown
 ) -> None:
+    if ini in ROWS:
+        shown(ROWS[ini], "harakiri")
     ini = f"{UWSGI}module = {WSGI}\nharakiri = 2\n{ini}"
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         server.get("/quick")
@@ -231,12 +242,16 @@ def test_a_request_whose_clock_another_thread_has_stopped_is_not_reported(tmp_pa
     assert "HARAKIRI" not in log
 
 
-def test_a_request_that_set_user_harakiri_kills_arrives(tmp_path: Path, receiver: Receiver) -> None:
+@pytest.mark.parametrize("ini", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
+def test_a_request_that_set_user_harakiri_kills_arrives(
+    tmp_path: Path, receiver: Receiver, ini: str, shown: Shown
+) -> None:
+    shown(ROWS[ini], "set_user_harakiri")
     (tmp_path / "limited.py").write_text(
         "import uwsgi\nimport stuck\n\n\ndef application(environ, start_response):\n"
         "    uwsgi.set_user_harakiri(2)\n    return stuck.application(environ, start_response)\n"
     )
-    ini = f"{UWSGI}module = limited:application\npythonpath = .\n"
+    ini = f"{UWSGI}{ini}module = limited:application\npythonpath = .\n"
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         server.get("/quick")
         with asking(server, "/sleep"):
@@ -247,6 +262,44 @@ def test_a_request_that_set_user_harakiri_kills_arrives(tmp_path: Path, receiver
     span = server_span(receiver, "/sleep")
     assert_killed(span, "uwsgi.Harakiri", "uWSGI user harakiri after 2 s", "sleep")
     assert len(server_spans(receiver.spans)) == 3
+
+
+RAISED = ["SystemExit", "KeyboardInterrupt", "greenlet.GreenletExit"]
+
+
+@pytest.mark.parametrize("host", ["sync", "gthread", "gevent", "uWSGI"])
+def test_what_is_raised_to_end_a_worker_or_a_greenlet_is_recorded_and_does_what_it_does_untouched(
+    tmp_path: Path, receiver: Receiver, host: str
+) -> None:
+    def outcome(server: Server, kind: str) -> int | None:
+        try:
+            return server.get(f"/raise?{kind}").status
+        except AssertionError:
+            # No answer: the connection was closed.
+            return None
+
+    outcomes: list[list[int | None]] = []
+    for env, conf in ((environment(), None), (environment(receiver), "python:mackerel_otel_server.conf")):
+        folder = tmp_path / str(len(outcomes))
+        folder.mkdir()
+        with (
+            uwsgi(folder, f"{UWSGI if conf else 'master = true'}\nmodule = {WSGI}\n", env=env, processes=1)
+            if host == "uWSGI"
+            else gunicorn(folder, "-k", host, env=env, conf=conf, app=WSGI, workers=1)
+        ) as server:
+            outcomes.append([outcome(server, kind) for kind in RAISED])
+            # The one that answers after that has a queue of its own.
+            assert server.get("/quick").status == 200
+            if host == "uWSGI":
+                server.wait_until_asleep()
+            server.stop()
+    assert outcomes[0] == outcomes[1]
+    for kind in RAISED:
+        (span,) = (span for span in server_spans(receiver.spans) if span.attributes.get("url.query") == kind)
+        assert (span.status_code, span.attributes["http.response.status_code"]) == ("ERROR", 500)
+        assert span.attributes["error.type"] == kind
+        assert [event.attributes["exception.type"] for event in span.events] == [kind]
+    assert len(server_spans(receiver.spans)) == len(RAISED) + 1
 
 
 def test_nothing_is_reported_where_nothing_is_killed(tmp_path: Path, receiver: Receiver) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import ssl
 import sys
 import time
@@ -17,6 +18,7 @@ import trustme
 from fault_server import FaultServer, Step, never
 from servers import (
     Server,
+    Shown,
     assert_one_server_span_per_request,
     debian_uwsgi,
     environment,
@@ -80,12 +82,15 @@ def assert_one_life_per_worker(log: str, pids: set[str]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_reloads_and_the_end_lose_nothing_and_send_nothing_twice(tmp_path: Path, receiver: Receiver, mode: str) -> None:
+def test_reloads_and_the_end_lose_nothing_and_send_nothing_twice(
+    tmp_path: Path, receiver: Receiver, mode: str, shown: Shown
+) -> None:
     fifo, touched = tmp_path / "fifo", tmp_path / "touched"
     touched.touch()
     ini = f"{DOOR}{MODES[mode]}master-fifo = {fifo}\ntouch-reload = {touched}\nmodule = plain\n"
     # The chained one needs lazy-apps. Cheaper takes its time to start another worker.
     reloads = ["touch", *("r" for _ in range(mode != "cheaper")), *("c" for _ in range("lazy-apps" in mode))]
+    shown(mode, "start", "TERM", "touch-reload", *(f"FIFO {reload}" for reload in reloads[1:]))
     pids: set[str] = set()
     with uwsgi(tmp_path, ini, env=env_of(receiver, **KEEP), program=program(mode)) as server:
         for reload in (*reloads, None):
@@ -110,7 +115,7 @@ def test_reloads_and_the_end_lose_nothing_and_send_nothing_twice(tmp_path: Path,
 
 # uWSGI 2.0.21 with threads says that its work is done, and does not leave, untouched as well.
 LIMITED = [mode for mode in MODES if mode != "threads" or metadata.version("pyuwsgi") != "2.0.21"]
-OTHERS = ("lazy-apps", "threads", "gevent", "gevent, patched", "no master")
+OTHERS = ("master", DEBIAN, "lazy-apps", "threads", "gevent", "gevent, patched", "no master")
 
 
 @pytest.mark.parametrize(
@@ -118,11 +123,13 @@ OTHERS = ("lazy-apps", "threads", "gevent", "gevent, patched", "no master")
     [
         # Not cheaper: it needs a second process, which it may start at any time.
         *((mode, RSS) for mode in (*LIMITED, "no master") if mode not in ("cheaper", "gevent, lazy-apps")),
-        # Of a master that forks, the door's own tests have it.
         *((mode, "max-requests = 3") for mode in (*LIMITED, "no master") if mode in OTHERS),
     ],
 )
-def test_a_worker_that_reaches_a_limit_loses_nothing(tmp_path: Path, receiver: Receiver, mode: str, limit: str) -> None:
+def test_a_worker_that_reaches_a_limit_loses_nothing(
+    tmp_path: Path, receiver: Receiver, mode: str, limit: str, shown: Shown
+) -> None:
+    shown(mode, "start", limit.partition(" = ")[0])
     per_worker = 1 if limit == RSS else 3
     ini = f"{DOOR}{MODES.get(mode, '')}{limit}\nmin-worker-lifetime = 0\nmodule = plain\n"
     pids = []
@@ -142,6 +149,46 @@ def test_a_worker_that_reaches_a_limit_loses_nothing(tmp_path: Path, receiver: R
     assert_one_life_per_worker(log, set(pids))
 
 
+@pytest.mark.parametrize(
+    ("mode", "number"),
+    [*((mode, signal.SIGINT) for mode in (*MODES, "no master")), ("no master", signal.SIGTERM)],
+)
+def test_int_loses_nothing_nor_does_term_without_a_master(
+    tmp_path: Path, receiver: Receiver, mode: str, number: signal.Signals, shown: Shown
+) -> None:
+    shown(mode, number.name.removeprefix("SIG"))
+    # Without a master, each process would have to be signalled by itself.
+    processes = 1 if mode == "no master" else 2
+    ini = f"{DOOR}{MODES.get(mode, '')}module = plain\n"
+    with uwsgi(tmp_path, ini, env=env_of(receiver, **KEEP), program=program(mode), processes=processes) as server:
+        pids = server.ask_every_worker(processes, 4)
+        server.wait_until_idle()
+        log = server.stop(number)
+    assert_one_server_span_per_request(receiver, server, pids)
+    assert_one_life_per_worker(log, pids)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_brutal_reload_at_quit_loses_nothing_of_idle_workers(
+    tmp_path: Path, receiver: Receiver, mode: str, shown: Shown
+) -> None:
+    # With die-on-term, TERM and QUIT have changed places.
+    shown(mode, "QUIT")
+    ini = f"{DOOR}{MODES[mode]}module = plain\n"
+    with uwsgi(tmp_path, ini, env=env_of(receiver, **KEEP), program=program(mode)) as server:
+        pids = server.ask_every_worker(2, 4)
+        server.wait_until_idle()
+        server.send(signal.SIGQUIT)
+        wait_until(lambda: pids <= set(ends(server.log)), "the workers end", lambda: server.log)
+        server.wait_for_log("sends traces as", count=len(pids) + (1 if mode == "cheaper" else 2))
+        server.find_port()
+        pids |= server.ask_every_worker(2, 4)
+        server.wait_until_idle()
+        log = server.stop()
+    assert_one_server_span_per_request(receiver, server, pids)
+    assert_one_life_per_worker(log, pids)
+
+
 def test_workers_that_cheaper_ends_for_lack_of_work_lose_nothing(tmp_path: Path, receiver: Receiver) -> None:
     ini = f"{DOOR}{MODES['cheaper']}cheaper-overload = 1\nmodule = plain\n"
     with uwsgi(tmp_path, ini, env=env_of(receiver, **KEEP)) as server:
@@ -157,8 +204,9 @@ def test_workers_that_cheaper_ends_for_lack_of_work_lose_nothing(tmp_path: Path,
 
 @pytest.mark.parametrize("lazy", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
 def test_an_application_that_cannot_be_loaded_is_traced_as_soon_as_it_can(
-    tmp_path: Path, receiver: Receiver, lazy: str
+    tmp_path: Path, receiver: Receiver, lazy: str, shown: Shown
 ) -> None:
+    shown("lazy-apps" if lazy else "master", "boot failure")
     touched, file = tmp_path / "touched", tmp_path / "broken.py"
     touched.touch()
     file.write_text("raise RuntimeError('not today')\n")
@@ -184,7 +232,10 @@ def test_an_application_that_cannot_be_loaded_is_traced_as_soon_as_it_can(
     assert_one_life_per_worker(log.replace("Traceback", "", log.count("not today")), pids)
 
 
-def test_a_vassal_of_the_emperor_loses_nothing_when_it_is_touched(tmp_path: Path, receiver: Receiver) -> None:
+def test_a_vassal_of_the_emperor_loses_nothing_when_it_is_touched(
+    tmp_path: Path, receiver: Receiver, shown: Shown
+) -> None:
+    shown("emperor", "start", "TERM", "touch-reload")
     vassals = tmp_path / "vassals"
     vassals.mkdir()
     vassal = vassals / "shop.ini"
@@ -245,8 +296,11 @@ def test_a_mule_and_the_spooler_are_traced_when_their_own_code_asks_for_it(
     assert sorted(ends(log)) in [sorted([*workers, *more]) for more in ([[], [first]] if lazy else [[first]])]
 
 
-@pytest.mark.parametrize("mode", ["master", "gevent"])
-def test_an_endpoint_that_never_answers_holds_up_the_end_no_longer_than_allowed(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_an_endpoint_that_never_answers_holds_up_the_end_no_longer_than_allowed(
+    tmp_path: Path, mode: str, shown: Shown
+) -> None:
+    shown(mode, "hanging endpoint")
     took = {}
     with FaultServer(Step(act=never)) as endpoint:
         for traced in (False, True):
@@ -260,7 +314,8 @@ def test_an_endpoint_that_never_answers_holds_up_the_end_no_longer_than_allowed(
                 MACKEREL_OTEL_SHUTDOWN_TIMEOUT="1",
                 OTEL_BSP_SCHEDULE_DELAY="60000",
             )
-            with uwsgi(folder, f"{DOOR}{MODES[mode]}module = plain\n", env=env) as server:
+            ini = f"{DOOR}{MODES[mode]}module = plain\n"
+            with uwsgi(folder, ini, env=env, program=program(mode)) as server:
                 server.ask_every_worker(2, 6)
                 server.wait_until_idle()
                 began = time.monotonic()
@@ -299,7 +354,10 @@ def test_under_gevent_spans_arrive_over_https(tmp_path: Path, mode: str, delay: 
 
 
 @pytest.mark.parametrize("mode", ["master", "threads", "gevent", "no master"])
-def test_processes_that_the_application_forks_send_nothing_twice(tmp_path: Path, receiver: Receiver, mode: str) -> None:
+def test_processes_that_the_application_forks_send_nothing_twice(
+    tmp_path: Path, receiver: Receiver, mode: str, shown: Shown
+) -> None:
+    shown(mode, "os.fork, multiprocessing")
     ini = f"{DOOR}{MODES.get(mode, '')}module = forking\n"
     # Python 3.12+ warns that a process with threads is forked; that is the case under test.
     env = environment(receiver, PYTHONDEVMODE="", PYTHONWARNINGS="ignore::DeprecationWarning", **KEEP)

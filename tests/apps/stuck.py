@@ -5,6 +5,7 @@ import hashlib
 import socket
 import threading
 import time
+from pydoc import locate
 
 from opentelemetry import trace
 
@@ -68,6 +69,8 @@ def application(environ, start_response):
     path = environ["PATH_INFO"]
     if path in STUCK:
         work(path)
+    if path == "/raise":
+        raise locate(environ["QUERY_STRING"])
     if path == "/late":
         print("under way:", path, flush=True)
         time.sleep(float(environ["QUERY_STRING"]))
