@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
+import resource
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from mackerel_otel_server.cli import main
+from mackerel_otel_server.cli.fragments import FRAGMENTS
 
 CONF = "mackerel_otel_server.conf"
 INI = "mackerel_otel_server.ini"
@@ -80,6 +82,82 @@ def test_another_name_is_what_to_type_next(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["my conf.py"]
 
 
+@pytest.mark.parametrize("target", FRAGMENTS)
+def test_each_target_is_written_under_its_usual_name_and_nothing_else_is(
+    tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fragment = FRAGMENTS[target]
+    assert main(["init", target]) == 0
+    (file,) = tmp_path.iterdir()
+    assert file.name == fragment.file
+    assert file.read_text() == fragment.read()
+    first, *steps = capsys.readouterr().out.splitlines()
+    assert first == f"wrote {fragment.file}. Next:"
+    # Each step is a command that names what was written, or prepares for one that does.
+    assert any(Path(fragment.file).stem in step for step in steps[-2:])
+    assert not [step for step in steps if "{" in step]
+    assert main(["init", target, "-o", "-"]) == 0
+    assert capsys.readouterr().out == fragment.read()
+
+
+def test_the_examples_of_the_repository_are_what_init_writes() -> None:
+    folder = Path(__file__).parents[1] / "conf_examples"
+    examples = {file.name: file.read_text() for file in folder.iterdir() if file.is_file()}
+    assert examples == {fragment.file: fragment.read() for fragment in FRAGMENTS.values()}
+
+
+@pytest.mark.parametrize("target", FRAGMENTS)
+def test_what_the_operator_must_change_is_marked_and_said(
+    tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["init", target, "-o", "my file.py"])
+    lines = Path("my file.py").read_text().splitlines()
+    marked = [line for line in lines if re.match(r"\s*[#;] CHANGE: ", line)]
+    placeholders = [line for line in lines if "mysite" in line and line.lstrip()[:1] not in ("#", ";")]
+    assert bool(marked) is bool(placeholders), placeholders
+    assert ("grep -A2 CHANGE 'my file.py'" in capsys.readouterr().out) is bool(marked)
+
+
+def test_a_list_tells_the_targets_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(FRAGMENTS)
+    for line, fragment in zip(lines, FRAGMENTS.values(), strict=True):
+        assert line.endswith(f"{fragment.file}: {fragment.summary}")
+
+
+@pytest.mark.parametrize(("arguments", "seen"), [([], "no TARGET is named"), (["apache"], "'apache' is not known")])
+def test_without_a_target_or_with_an_unknown_one_the_known_ones_are_explained(
+    tmp_path: Path,
+    arguments: list[str],
+    seen: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["init", *arguments])
+    assert ended.value.code == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert seen in error
+    for target, fragment in FRAGMENTS.items():
+        assert re.search(rf"^  {target} +{re.escape(fragment.file)}: ", error, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_in_another_folder_is_started_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my site").mkdir()
+    assert main(["init", "flask", "-o", "my site/traced.py"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.index("  cd 'my site'") < lines.index("  gunicorn traced:app")
+
+
 @pytest.mark.parametrize("output", [(), ("-o", "other.py")])
 def test_an_existing_file_is_only_overwritten_with_force(tmp_path: Path, output: tuple[str, ...]) -> None:
     target = tmp_path / (output[1] if output else CONF)
@@ -110,6 +188,23 @@ def test_a_folder_without_permission_is_one_clear_line(tmp_path: Path) -> None:
     target = "/proc/x.conf" if os.geteuid() == 0 else str(tmp_path / "closed" / "x.conf")
     (tmp_path / "closed").mkdir(mode=0o500)
     assert_refused(cli(tmp_path, "init", "gunicorn", "-o", target), target, "-o FILE")
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mackerel_otel_server", "init", "gunicorn"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        # No file of this process may become larger: the error differs from a full disk's by its number only.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+    )
+    assert_refused(result, CONF, "File too large", "-o FILE")
+    assert list(tmp_path.iterdir()) == []
+    assert_refused(cli(tmp_path, "init", "gunicorn", "-o", "/dev/full", "--force"), "/dev/full", "No space left")
 
 
 def test_version_names_the_program(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS = {
-    "init": "write a configuration file for Gunicorn or uWSGI",
+    "init": "write a commented configuration for a server, a container, a Collector or a framework",
     "demo": "run a traced application on this machine and show its traces",
     "receive": "receive traces as Mackerel does and print them as trees",
 }
