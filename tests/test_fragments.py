@@ -1,0 +1,469 @@
+"""What ``init`` writes is started as its comments say, beside a small application, and spans arrive."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from gunicorn.config import GracefulTimeout
+from servers import DEADLINE, Server, environment, gunicorn, running, server_spans, uvicorn
+
+from mackerel_otel_server import settings
+from mackerel_otel_server.cli import main
+from mackerel_otel_server.cli.fragments import FRAGMENTS
+from mackerel_otel_server.cli.receiver import MAX_BODY_BYTES, Receiver
+
+FLASK = """
+from flask import Flask
+app = Flask(__name__)
+@app.get("/items/<int:item>")
+def item(item):
+    return str(item)
+"""
+FASTAPI = """
+from fastapi import FastAPI
+app = FastAPI()
+@app.get("/items/{item}")
+def item(item: int):
+    return item
+"""
+DJANGO = """
+from django.http import HttpResponse
+from django.urls import path
+urlpatterns = [path("items/<int:item>", lambda request, item: HttpResponse(str(item)))]
+"""
+PLAIN = """
+def application(environ, start_response):
+    start_response("200 OK", [])
+    return [environ["PATH_INFO"].encode()]
+"""
+PROGRAMS = Path(sys.executable).parent
+
+
+def write(target: str, folder: Path) -> Path:
+    """Write a fragment as a user does."""
+    file = folder / FRAGMENTS[target].file
+    assert main(["init", target, "-o", str(file)]) == 0
+    return file
+
+
+def read(target: str) -> str:
+    return FRAGMENTS[target].read()
+
+
+def swap(file: Path, commented: str, instead_of: str = "") -> None:
+    """Do what a comment says: take the ``#`` from its line, and put one before the line that it stands for."""
+    text = file.read_text()
+    for line in commented.splitlines():
+        assert text.count(f"\n# {line}\n") == 1, line
+        text = text.replace(f"\n# {line}\n", f"\n{line}\n")
+    if instead_of:
+        assert text.count(f"\n{instead_of}\n") == 1, instead_of
+        text = text.replace(f"\n{instead_of}\n", f"\n# {instead_of}\n")
+    file.write_text(text)
+
+
+def package(folder: Path, **modules: str) -> None:
+    """Write the package ``mysite``, which all fragments name."""
+    (folder / "mysite").mkdir(exist_ok=True)
+    for name, text in modules.items():
+        (folder / "mysite" / f"{name}.py").write_text(text)
+
+
+def of_the_folder(folder: Path, receiver: Receiver, **variables: str) -> dict[str, str]:
+    """Return an environment in which ``mysite`` is that of the folder."""
+    return environment(receiver, PYTHONPATH=str(folder), **variables)
+
+
+def assert_traced(receiver: Receiver, server: Server, name: str) -> None:
+    assert [span.name for span in server_spans(receiver.spans)] == [name] * server.answered, server.log
+    assert {span.resource["service.name"] for span in receiver.spans} == {"shop"}
+
+
+def ask(server: Server, path: str, body: bytes) -> None:
+    for _ in range(2):
+        response = server.get(path)
+        assert (response.status, response.body) == (200, body), server.log
+
+
+@contextmanager
+def development_server(folder: Path, *command: str, receiver: Receiver) -> Iterator[Server]:
+    """Run a server that says at which port it listens, and ends without waiting for its requests' threads."""
+    env = of_the_folder(folder, receiver, OTEL_BSP_SCHEDULE_DELAY="50")
+    server = Server([sys.executable, *command], folder / "server.log", cwd=folder, env=env)
+    with running(server):
+        server.port = int(server.wait_for_log(r"(?:Running on|server at) http://127\.0\.0\.1:(\d+)").group(1))
+        yield server
+        assert receiver.wait_for(lambda far: len(server_spans(far.spans)) == server.answered, DEADLINE), server.log
+        os.killpg(server.process.pid, signal.SIGINT)  # as Ctrl-C does
+        server.wait()
+
+
+@pytest.mark.parametrize("factory", [False, True], ids=["app", "factory"])
+def test_the_flask_module_is_traced_under_gunicorn(tmp_path: Path, receiver: Receiver, factory: bool) -> None:
+    file = write("flask", tmp_path)
+    package(tmp_path, __init__=FLASK)
+    if factory:
+        package(tmp_path, __init__=FLASK.replace("app = ", "other = ").replace("@app", "@other"))
+        with (tmp_path / "mysite" / "__init__.py").open("a") as module:
+            module.write("def create_app():\n    return other\n")
+        swap(file, "from mysite import create_app\napp = create_app()", "from mysite import app")
+    app = f"{file.stem}:app"
+    with gunicorn(tmp_path, env=of_the_folder(tmp_path, receiver), conf=None, app=app, workers=1) as server:
+        ask(server, "/items/7", b"7")
+        server.stop()
+    assert_traced(receiver, server, "GET /items/<int:item>")
+
+
+def test_the_flask_module_is_traced_under_flask_run(tmp_path: Path, receiver: Receiver) -> None:
+    file = write("flask", tmp_path)
+    package(tmp_path, __init__=FLASK)
+    command = ("-m", "flask", "--app", file.stem, "run", "--port", "0")
+    with development_server(tmp_path, *command, receiver=receiver) as server:
+        ask(server, "/items/7", b"7")
+    assert_traced(receiver, server, "GET /items/<int:item>")
+
+
+NATIVE = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []
+
+
+@pytest.mark.parametrize("worker_class", [*NATIVE, "uvicorn_worker.UvicornWorker"])
+def test_the_fastapi_module_is_traced_under_gunicorn(tmp_path: Path, receiver: Receiver, worker_class: str) -> None:
+    file = write("fastapi", tmp_path)
+    assert f"gunicorn -k {worker_class} {file.stem}:app " in file.read_text()
+    package(tmp_path, main=FASTAPI)
+    env = of_the_folder(tmp_path, receiver)
+    with gunicorn(tmp_path, "-k", worker_class, env=env, conf=None, app=f"{file.stem}:app", workers=1) as server:
+        ask(server, "/items/7", b"7")
+        server.stop()
+    assert_traced(receiver, server, "GET /items/{item}")
+
+
+@pytest.mark.parametrize("middleware", [False, True], ids=["app", "middleware"])
+def test_the_fastapi_module_is_traced_under_uvicorn(tmp_path: Path, receiver: Receiver, middleware: bool) -> None:
+    file = write("fastapi", tmp_path)
+    package(tmp_path, main=FASTAPI)
+    if middleware:
+        other = "application = app\nasync def app(scope, receive, send):\n    await application(scope, receive, send)\n"
+        package(tmp_path, main=FASTAPI + other)
+        swap(file, "app = mackerel_otel_server.trace_asgi(app)")
+    with uvicorn(tmp_path, env=of_the_folder(tmp_path, receiver), app=f"{file.stem}:app") as server:
+        ask(server, "/items/7", b"7")
+        server.stop()
+        # With the middleware untraced, FastAPI's own application makes the span.
+    assert_traced(receiver, server, "GET /items/{item}")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return the folder of a project as Django itself lays it out, with one view."""
+    subprocess.run(
+        [sys.executable, "-m", "django", "startproject", "mysite", str(tmp_path)],
+        # Not with the tests' own `mysite` beside it.
+        env=environment(PYTHONPATH=""),
+        check=True,
+        timeout=60,
+    )
+    package(tmp_path, urls=DJANGO)
+    return tmp_path
+
+
+def test_the_django_module_is_traced_under_gunicorn(project: Path, receiver: Receiver) -> None:
+    file = write("django", project)
+    env = of_the_folder(project, receiver)
+    with gunicorn(project, env=env, conf=None, app=file.stem, workers=1) as server:
+        ask(server, "/items/7", b"7")
+        server.stop()
+    assert_traced(receiver, server, "GET /items/<int:item>")
+
+
+def test_the_django_module_is_traced_under_uvicorn_with_its_other_import(project: Path, receiver: Receiver) -> None:
+    file = write("django", project)
+    swap(file, "from mysite.asgi import application", "from mysite.wsgi import application")
+    with uvicorn(project, env=of_the_folder(project, receiver), app=f"{file.stem}:application") as server:
+        ask(server, "/items/7", b"7")
+        server.stop()
+    assert_traced(receiver, server, "GET /items/<int:item>")
+
+
+def test_the_lines_for_manage_py_trace_runserver(project: Path, receiver: Receiver) -> None:
+    lines = re.findall(
+        r"^# (    .*mackerel_otel_server.*)\n", read("django").partition("manage.py, at")[2], re.MULTILINE
+    )
+    assert len(lines) == 2
+    manage = project / "manage.py"
+    text = manage.read_text()
+    begin = '"""Run administrative tasks."""\n'
+    assert text.count(begin) == 1
+    manage.write_text(text.replace(begin, begin + "\n".join(lines) + "\n"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ("manage.py", "runserver", "--noreload", f"127.0.0.1:{port}")
+    with development_server(project, *command, receiver=receiver) as server:
+        ask(server, "/items/7", b"7")
+    assert_traced(receiver, server, "GET /items/<int:item>")
+
+
+def key_file(folder: Path) -> Path:
+    """Write the key as the comments say: alone in a file, with the line break that an editor leaves."""
+    file = folder / "the key"
+    file.write_text("test-key\n")
+    return file
+
+
+class Unit:
+    """A systemd unit: what of it a process sees."""
+
+    def __init__(self, text: str) -> None:
+        self.values: dict[str, list[str]] = {}
+        for name, value in re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE):
+            self.values.setdefault(name, []).append(value)
+
+    def one(self, name: str) -> str:
+        (value,) = self.values[name]
+        return value
+
+
+@contextmanager
+def under_systemd(folder: Path, unit: Unit, receiver: Receiver) -> Iterator[tuple[Server, socket.socket]]:
+    """Do what systemd would do: the variables, the credential, the command, and an ear for the notification."""
+    name, _, source = unit.one("LoadCredential").partition(":")
+    assert source == "/etc/mackerel/apikey"
+    cred = folder / "credentials"
+    cred.mkdir()
+    key_file(folder).rename(cred / name)
+    env = of_the_folder(folder, receiver, HOME=str(folder), PATH=f"{PROGRAMS}:{os.environ['PATH']}")
+    del env["MACKEREL_APIKEY"], env["OTEL_SERVICE_NAME"]
+    env |= dict(value.replace("%d", str(cred)).split("=", 1) for value in unit.values["Environment"])
+    address = f"mackerel-otel-server-{uuid.uuid4().hex}"
+    env["NOTIFY_SOCKET"] = f"@{address}"
+    program, *arguments = shlex.split(unit.one("ExecStart"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear, socket.create_server(("127.0.0.1", 0)) as listener:
+        ear.bind(f"\0{address}")
+        ear.settimeout(DEADLINE)
+        bind = {"127.0.0.1:8000": f"fd://{listener.fileno()}"}
+        command = [str(PROGRAMS / Path(program).name), *(bind.get(word, word) for word in arguments)]
+        server = Server(command, folder / "unit.log", cwd=folder, env=env, listener=listener)
+        with running(server):
+            yield server, ear
+
+
+def test_the_unit_runs_gunicorn_which_notifies_systemd_and_ends_at_its_signal(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    package(tmp_path, wsgi=PLAIN)
+    unit = Unit(read("systemd"))
+    with under_systemd(tmp_path, unit, receiver) as (server, ear):
+        assert b"READY=1" in ear.recv(1000).splitlines(), server.log
+        assert server.get("/a").status == 200
+        # KillMode=mixed: TERM, for the parent process only.
+        assert (unit.one("Type"), unit.one("KillMode")) == ("notify", "mixed")
+        log = server.stop(signal.SIGTERM)
+    (span,) = server_spans(receiver.spans)
+    assert span.resource["service.name"] == "mysite"
+    assert span.resource["deployment.environment.name"] == "production"
+    assert log.count(", lost 0") == 2, log
+
+
+def test_the_other_lines_of_the_unit_run_uwsgi(tmp_path: Path, receiver: Receiver) -> None:
+    ini = write("uwsgi", tmp_path)
+    text = ini.read_text()
+    assert text.count("127.0.0.1:8000\n") == 1
+    ini.write_text(text.replace("127.0.0.1:8000\n", "127.0.0.1:0\n"))
+    package(tmp_path, wsgi=PLAIN)
+    file = write("systemd", tmp_path)
+    (gunicorn_line,) = re.findall(r"^ExecStart=.*$", file.read_text(), re.MULTILINE)
+    (uwsgi_line,) = re.findall(r"^# (ExecStart=.*)$", file.read_text(), re.MULTILINE)
+    swap(file, f"{uwsgi_line}\nKillSignal=SIGQUIT", gunicorn_line)
+    unit = Unit(file.read_text())
+    with under_systemd(tmp_path, unit, receiver) as (server, ear):
+        messages = b""
+        while b"READY=1" not in messages.splitlines():
+            messages += ear.recv(1000)
+        server.find_port()
+        assert server.get("/a").status == 200
+        server.wait_until_idle()
+        log = server.stop(signal.Signals[unit.one("KillSignal")])
+    (span,) = server_spans(receiver.spans)
+    assert span.resource["service.name"] == "mysite"
+    assert log.count(", lost 0") == 2, log
+
+
+def dockerfile(instruction: str) -> list[str]:
+    """Return the arguments of an instruction, in their order."""
+    return re.findall(rf"^{instruction} (.*)$", read("docker"), re.MULTILINE)
+
+
+@contextmanager
+def in_the_container(folder: Path, receiver: Receiver, variables: dict[str, str]) -> Iterator[Server]:
+    """Run the image's command with the image's variables and others, and nothing else."""
+    env = of_the_folder(folder, receiver, HOME=str(folder))
+    for name in ("MACKEREL_APIKEY", "OTEL_SERVICE_NAME", "PYTHONUNBUFFERED"):
+        del env[name]
+    env |= dict(line.split("=", 1) for line in dockerfile("ENV")) | variables
+    program, *arguments = json.loads(*dockerfile("CMD"))
+    assert arguments.count("0.0.0.0:8000") == 1
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"fd://{listener.fileno()}"
+        command = [str(PROGRAMS / program), *(address if word == "0.0.0.0:8000" else word for word in arguments)]
+        server = Server(command, folder / "container.log", cwd=folder, env=env, listener=listener)
+        with running(server):
+            yield server
+
+
+def test_the_image_installs_what_its_command_runs(tmp_path: Path) -> None:
+    (pip,) = (command for command in dockerfile("RUN") if command.startswith("pip "))
+    (tmp_path / "requirements.txt").write_text("gunicorn\nmackerel-otel-server\n")
+    result = subprocess.run(
+        # Everything is here already, so that no package index is asked.
+        [sys.executable, "-m", *shlex.split(pip), "--dry-run", "--no-index", "--disable-pip-version-check"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(*dockerfile("CMD"))[0] == "gunicorn"
+
+
+@pytest.mark.parametrize("target", ["docker", "compose"])
+def test_the_container_reads_the_key_from_its_file_and_traces(tmp_path: Path, receiver: Receiver, target: str) -> None:
+    package(tmp_path, wsgi=PLAIN)
+    variables: dict[str, str] = {}
+    expected = {"service.name": "mysite"}
+    if target == "compose":
+        service = yaml.safe_load(read("compose"))["services"]["web"]
+        variables = dict(service["environment"])
+        expected["deployment.environment.name"] = "production"
+        # Docker mounts a secret under its name.
+        assert variables["MACKEREL_APIKEY_FILE"] == f"/run/secrets/{service['secrets'][0]}"
+    (file,) = (value for value in dockerfile("ENV") if value.startswith("MACKEREL_APIKEY_FILE="))
+    assert file.endswith("=/run/secrets/mackerel_apikey")
+    variables["MACKEREL_APIKEY_FILE"] = str(key_file(tmp_path))
+    with in_the_container(tmp_path, receiver, variables) as server:
+        assert server.get("/a").status == 200, server.log
+        log = server.stop(signal.Signals[dockerfile("STOPSIGNAL")[0]])
+    (span,) = server_spans(receiver.spans)
+    assert {name: span.resource.get(name) for name in expected} == expected
+    assert log.count(", lost 0") == 2, log
+
+
+def test_a_pods_spans_say_which_pod_they_are_from_and_its_probe_makes_none(tmp_path: Path, receiver: Receiver) -> None:
+    package(tmp_path, wsgi=PLAIN)
+    spec = yaml.safe_load(read("kubernetes"))["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    fields = {"metadata.name": "mysite-5d9c-x7k2p", "metadata.namespace": "shops"}
+    variables: dict[str, str] = {}
+    for variable in container["env"]:
+        value = variable.get("value") or fields[variable["valueFrom"]["fieldRef"]["fieldPath"]]
+        # As Kubernetes does it: a name that is not known yet stays as it is.
+        known = dict(variables)
+        variables[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda match: known.get(match[1], match[0]), value)  # noqa: B023
+    (mount,) = container["volumeMounts"]
+    assert str(Path(variables["MACKEREL_APIKEY_FILE"]).parent) == mount["mountPath"]
+    # `--from-file=apikey=…` names the file in the folder, which Kubernetes makes a link.
+    assert Path(variables["MACKEREL_APIKEY_FILE"]).name == "apikey"
+    assert any("--from-file=apikey=" in step for step in FRAGMENTS["kubernetes"].steps)
+    (tmp_path / "apikey").symlink_to(key_file(tmp_path))
+    variables["MACKEREL_APIKEY_FILE"] = str(tmp_path / "apikey")
+    with in_the_container(tmp_path, receiver, variables) as server:
+        assert server.get(container["readinessProbe"]["httpGet"]["path"]).status == 200, server.log
+        assert server.get("/a").status == 200
+        server.stop()
+    (span,) = server_spans(receiver.spans)
+    assert span.attributes["url.path"] == "/a"
+    expected = {
+        "service.name": "mysite",
+        "deployment.environment.name": "production",
+        "k8s.namespace.name": "shops",
+        "k8s.pod.name": "mysite-5d9c-x7k2p",
+    }
+    assert {name: span.resource.get(name) for name in expected} == expected
+
+
+def test_the_volume_of_a_pod_is_the_secret_that_the_comments_make() -> None:
+    spec = yaml.safe_load(read("kubernetes"))["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    (volume,) = spec["volumes"]
+    assert volume["name"] == container["volumeMounts"][0]["name"]
+    assert any(f"secret generic {volume['secret']['secretName']} " in step for step in FRAGMENTS["kubernetes"].steps)
+    # The group of the files reads them, and the process belongs to it.
+    assert volume["secret"]["defaultMode"] == 0o440
+    users = {spec["securityContext"]["runAsUser"], spec["securityContext"]["fsGroup"]}
+    assert users == {int(*dockerfile("USER"))}
+
+
+@pytest.mark.parametrize(
+    ("target", "pattern"),
+    [
+        ("systemd", r"^TimeoutStopSec=(\d+)$"),
+        ("docker", r"--stop-timeout (\d+)"),
+        ("compose", r"stop_grace_period: (\d+)s$"),
+        ("kubernetes", r"terminationGracePeriodSeconds: (\d+)$"),
+    ],
+)
+def test_there_is_time_to_answer_and_to_send_before_sigkill(target: str, pattern: str) -> None:
+    defaults = settings.read({"MACKEREL_APIKEY": "k", "OTEL_SERVICE_NAME": "s"})
+    text = "\n".join([read(target), *FRAGMENTS[target].steps])
+    seconds = {int(found) for found in re.findall(pattern, text, re.MULTILINE)}
+    assert len(seconds) == 1
+    assert seconds.pop() > GracefulTimeout.default + defaults.shutdown_timeout
+    # The comment beside it names the same two.
+    assert f"graceful_timeout ({GracefulTimeout.default} s)" in text
+    assert f"MACKEREL_OTEL_SHUTDOWN_TIMEOUT ({defaults.shutdown_timeout:g} s)" in text
+
+
+@pytest.fixture
+def collector() -> dict[str, Any]:
+    """Return the Collector's configuration."""
+    configuration: dict[str, Any] = yaml.safe_load(read("collector"))
+    return configuration
+
+
+def test_every_component_of_the_collector_is_defined_and_used(collector: dict[str, Any]) -> None:
+    for kind in ("receivers", "processors", "exporters"):
+        used: Sequence[str] = [name for line in collector["service"]["pipelines"].values() for name in line[kind]]
+        assert set(used) == set(collector[kind]), kind
+        assert len(used) == len(set(used))
+    assert set(collector) == {"receivers", "processors", "exporters", "service"}
+
+
+def test_the_collector_listens_on_loopback_where_the_comments_send_the_application(collector: dict[str, Any]) -> None:
+    endpoint = collector["receivers"]["otlp"]["protocols"]["http"]["endpoint"]
+    assert endpoint.startswith("127.0.0.1:")
+    line = f"export OTEL_EXPORTER_OTLP_ENDPOINT=http://{endpoint}"
+    assert line in read("collector")
+    assert line in " ".join(FRAGMENTS["collector"].steps)
+    application = settings.read({"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{endpoint}", "OTEL_SERVICE_NAME": "s"})
+    assert application.endpoint == f"http://{endpoint}/v1/traces"
+
+
+def test_the_collector_sends_to_mackerel_what_mackerel_takes(collector: dict[str, Any]) -> None:
+    exporter = collector["exporters"]["otlp_http/mackerel"]
+    assert exporter["traces_endpoint"] == settings.MACKEREL_ENDPOINT
+    assert exporter["headers"] == {settings.API_KEY_HEADER: "${env:MACKEREL_APIKEY}", "Accept": "*/*"}
+    assert exporter["compression"] == "gzip"
+    assert exporter["retry_on_failure"]["enabled"]
+    queue = exporter["sending_queue"]
+    # Not inherited from the queue: without its own line max_size would be a number of spans.
+    assert queue["sizer"] == queue["batch"]["sizer"] == "bytes"
+    assert queue["batch"]["min_size"] < queue["batch"]["max_size"] < MAX_BODY_BYTES < queue["queue_size"]
+    limiter = collector["processors"]["memory_limiter"]
+    assert queue["queue_size"] < (limiter["limit_mib"] - limiter["spike_limit_mib"]) * 2**20
+    assert collector["service"]["pipelines"]["traces"]["processors"][0] == "memory_limiter"
