@@ -87,6 +87,8 @@ is_loopback() { [[ $1 == localhost || $1 == 127.* || $1 == ::1 ]]; }
 prepare_machine() {
   local packages=(gcc libc6-dev libmariadb-dev pkg-config python3-dev uwsgi-core uwsgi-plugin-python3 python3-uwsgidecorators)
   packages+=(g++ odbc-mariadb odbc-postgresql odbcinst unixodbc-dev)
+  # For systemd-analyze, which needs no systemd that runs.
+  packages+=(systemd)
   local fresh_mariadb='' fresh_postgresql=''
 
   if mysql_answers; then
