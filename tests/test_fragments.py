@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
-from gunicorn.config import GracefulTimeout
+from gunicorn import config as gunicorn_config
 from servers import DEADLINE, Server, environment, gunicorn, running, server_spans, uvicorn
 
 from mackerel_otel_server import settings
@@ -51,6 +52,7 @@ def application(environ, start_response):
     start_response("200 OK", [])
     return [environ["PATH_INFO"].encode()]
 """
+GRACEFUL_TIMEOUT = gunicorn_config.GracefulTimeout.default
 PROGRAMS = Path(sys.executable).parent
 
 
@@ -238,17 +240,29 @@ class Unit:
         return value
 
 
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """Return a folder with a name that is short enough for a socket in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 @contextmanager
-def under_systemd(folder: Path, unit: Unit, receiver: Receiver) -> Iterator[tuple[Server, socket.socket]]:
+def under_systemd(
+    folder: Path, unit: Unit, receiver: Receiver, runtime: Path
+) -> Iterator[tuple[Server, socket.socket]]:
     """Do what systemd would do: the variables, the credential, the command, and an ear for the notification."""
     name, _, source = unit.one("LoadCredential").partition(":")
     assert source == "/etc/mackerel/apikey"
-    cred = folder / "credentials"
-    cred.mkdir()
-    key_file(folder).rename(cred / name)
-    env = of_the_folder(folder, receiver, HOME=str(folder), PATH=f"{PROGRAMS}:{os.environ['PATH']}")
+    (folder / "credentials").mkdir()
+    key_file(folder).rename(folder / "credentials" / name)
+    # A home in which not even root may write, as www-data's is to www-data.
+    env = of_the_folder(folder, receiver, HOME="/proc/www", PATH=f"{PROGRAMS}:{os.environ['PATH']}")
     del env["MACKEREL_APIKEY"], env["OTEL_SERVICE_NAME"]
-    env |= dict(value.replace("%d", str(cred)).split("=", 1) for value in unit.values["Environment"])
+    for value in unit.values["Environment"]:
+        variable, _, text = value.partition("=")
+        env[variable] = text.replace("%d", str(folder / "credentials")).replace("%t", str(runtime))
+    (runtime / unit.one("RuntimeDirectory")).mkdir()
     address = f"mackerel-otel-server-{uuid.uuid4().hex}"
     env["NOTIFY_SOCKET"] = f"@{address}"
     program, *arguments = shlex.split(unit.one("ExecStart"))
@@ -263,13 +277,15 @@ def under_systemd(folder: Path, unit: Unit, receiver: Receiver) -> Iterator[tupl
 
 
 def test_the_unit_runs_gunicorn_which_notifies_systemd_and_ends_at_its_signal(
-    tmp_path: Path, receiver: Receiver
+    tmp_path: Path, receiver: Receiver, runtime: Path
 ) -> None:
     package(tmp_path, wsgi=PLAIN)
     unit = Unit(read("systemd"))
-    with under_systemd(tmp_path, unit, receiver) as (server, ear):
+    with under_systemd(tmp_path, unit, receiver, runtime) as (server, ear):
         assert b"READY=1" in ear.recv(1000).splitlines(), server.log
         assert server.get("/a").status == 200
+        if hasattr(gunicorn_config, "ControlSocket"):
+            server.wait_for_log(rf"Control socket listening at {runtime}/gunicorn/")
         # KillMode=mixed: TERM, for the parent process only.
         assert (unit.one("Type"), unit.one("KillMode")) == ("notify", "mixed")
         log = server.stop(signal.SIGTERM)
@@ -279,7 +295,7 @@ def test_the_unit_runs_gunicorn_which_notifies_systemd_and_ends_at_its_signal(
     assert log.count(", lost 0") == 2, log
 
 
-def test_the_other_lines_of_the_unit_run_uwsgi(tmp_path: Path, receiver: Receiver) -> None:
+def test_the_other_lines_of_the_unit_run_uwsgi(tmp_path: Path, receiver: Receiver, runtime: Path) -> None:
     ini = write("uwsgi", tmp_path)
     text = ini.read_text()
     assert text.count("127.0.0.1:8000\n") == 1
@@ -290,7 +306,7 @@ def test_the_other_lines_of_the_unit_run_uwsgi(tmp_path: Path, receiver: Receive
     (uwsgi_line,) = re.findall(r"^# (ExecStart=.*)$", file.read_text(), re.MULTILINE)
     swap(file, f"{uwsgi_line}\nKillSignal=SIGQUIT", gunicorn_line)
     unit = Unit(file.read_text())
-    with under_systemd(tmp_path, unit, receiver) as (server, ear):
+    with under_systemd(tmp_path, unit, receiver, runtime) as (server, ear):
         messages = b""
         while b"READY=1" not in messages.splitlines():
             messages += ear.recv(1000)
@@ -423,9 +439,9 @@ def test_there_is_time_to_answer_and_to_send_before_sigkill(target: str, pattern
     text = "\n".join([read(target), *FRAGMENTS[target].steps])
     seconds = {int(found) for found in re.findall(pattern, text, re.MULTILINE)}
     assert len(seconds) == 1
-    assert seconds.pop() > GracefulTimeout.default + defaults.shutdown_timeout
+    assert seconds.pop() > GRACEFUL_TIMEOUT + defaults.shutdown_timeout
     # The comment beside it names the same two.
-    assert f"graceful_timeout ({GracefulTimeout.default} s)" in text
+    assert f"graceful_timeout ({GRACEFUL_TIMEOUT} s)" in text
     assert f"MACKEREL_OTEL_SHUTDOWN_TIMEOUT ({defaults.shutdown_timeout:g} s)" in text
 
 
