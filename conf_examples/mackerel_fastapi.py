@@ -18,5 +18,5 @@ mackerel_otel_server.instrument()
 # CHANGE: your application.
 from mysite.main import app
 
-# A middleware around it that is a plain ASGI callable, and no application of FastAPI's, is traced by this line:
+# Where app is a plain ASGI middleware around FastAPI's application, with this line its own responses are traced, too:
 # app = mackerel_otel_server.trace_asgi(app)

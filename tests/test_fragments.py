@@ -155,19 +155,35 @@ def test_the_fastapi_module_is_traced_under_gunicorn(tmp_path: Path, receiver: R
     assert_traced(receiver, server, "GET /items/{item}")
 
 
-@pytest.mark.parametrize("middleware", [False, True], ids=["app", "middleware"])
-def test_the_fastapi_module_is_traced_under_uvicorn(tmp_path: Path, receiver: Receiver, middleware: bool) -> None:
+def test_the_fastapi_module_is_traced_under_uvicorn(tmp_path: Path, receiver: Receiver) -> None:
     file = write("fastapi", tmp_path)
     package(tmp_path, main=FASTAPI)
-    if middleware:
-        other = "application = app\nasync def app(scope, receive, send):\n    await application(scope, receive, send)\n"
-        package(tmp_path, main=FASTAPI + other)
-        swap(file, "app = mackerel_otel_server.trace_asgi(app)")
     with uvicorn(tmp_path, env=of_the_folder(tmp_path, receiver), app=f"{file.stem}:app") as server:
         ask(server, "/items/7", b"7")
         server.stop()
-        # With the middleware untraced, FastAPI's own application makes the span.
     assert_traced(receiver, server, "GET /items/{item}")
+
+
+MIDDLEWARE = """
+application = app
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return await application(scope, receive, send)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"own"})
+"""
+
+
+def test_the_last_line_of_the_fastapi_module_traces_what_a_middleware_answers(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    file = write("fastapi", tmp_path)
+    package(tmp_path, main=FASTAPI + MIDDLEWARE)
+    swap(file, "app = mackerel_otel_server.trace_asgi(app)")
+    with uvicorn(tmp_path, env=of_the_folder(tmp_path, receiver), app=f"{file.stem}:app") as server:
+        ask(server, "/items/7", b"own")
+        server.stop()
+    assert_traced(receiver, server, "GET")
 
 
 @pytest.fixture
