@@ -48,9 +48,11 @@ from django.urls import path
 urlpatterns = [path("items/<int:item>", lambda request, item: HttpResponse(str(item)))]
 """
 PLAIN = """
+import os, time
 def application(environ, start_response):
+    time.sleep(0.1)  # the next request goes to another worker
     start_response("200 OK", [])
-    return [environ["PATH_INFO"].encode()]
+    return [str(os.getpid()).encode()]
 """
 GRACEFUL_TIMEOUT = gunicorn_config.GracefulTimeout.default
 PROGRAMS = Path(sys.executable).parent
@@ -94,6 +96,13 @@ def of_the_folder(folder: Path, receiver: Receiver, **variables: str) -> dict[st
 def assert_traced(receiver: Receiver, server: Server, name: str) -> None:
     assert [span.name for span in server_spans(receiver.spans)] == [name] * server.answered, server.log
     assert {span.resource["service.name"] for span in receiver.spans} == {"shop"}
+
+
+def assert_all_have(receiver: Receiver, number: int, expected: dict[str, str]) -> None:
+    spans = server_spans(receiver.spans)
+    assert len(spans) == number
+    for span in spans:
+        assert {name: span.resource.get(name) for name in expected} == expected
 
 
 def ask(server: Server, path: str, body: bytes) -> None:
@@ -243,6 +252,9 @@ def key_file(folder: Path) -> Path:
     return file
 
 
+UNIT_SAYS = {"service.name": "mysite", "deployment.environment.name": "production"}
+
+
 class Unit:
     """A systemd unit: what of it a process sees."""
 
@@ -299,15 +311,13 @@ def test_the_unit_runs_gunicorn_which_notifies_systemd_and_ends_at_its_signal(
     unit = Unit(read("systemd"))
     with under_systemd(tmp_path, unit, receiver, runtime) as (server, ear):
         assert b"READY=1" in ear.recv(1000).splitlines(), server.log
-        assert server.get("/a").status == 200
+        server.ask_every_worker(2, 2)
         if hasattr(gunicorn_config, "ControlSocket"):
             server.wait_for_log(rf"Control socket listening at {runtime}/gunicorn/")
         # KillMode=mixed: TERM, for the parent process only.
         assert (unit.one("Type"), unit.one("KillMode")) == ("notify", "mixed")
         log = server.stop(signal.SIGTERM)
-    (span,) = server_spans(receiver.spans)
-    assert span.resource["service.name"] == "mysite"
-    assert span.resource["deployment.environment.name"] == "production"
+    assert_all_have(receiver, server.answered, UNIT_SAYS)
     assert log.count(", lost 0") == 2, log
 
 
@@ -327,11 +337,10 @@ def test_the_other_lines_of_the_unit_run_uwsgi(tmp_path: Path, receiver: Receive
         while b"READY=1" not in messages.splitlines():
             messages += ear.recv(1000)
         server.find_port()
-        assert server.get("/a").status == 200
+        server.ask_every_worker(2, 2)
         server.wait_until_idle()
         log = server.stop(signal.Signals[unit.one("KillSignal")])
-    (span,) = server_spans(receiver.spans)
-    assert span.resource["service.name"] == "mysite"
+    assert_all_have(receiver, server.answered, UNIT_SAYS)
     assert log.count(", lost 0") == 2, log
 
 
@@ -389,10 +398,9 @@ def test_the_container_reads_the_key_from_its_file_and_traces(tmp_path: Path, re
     assert file.endswith("=/run/secrets/mackerel_apikey")
     variables["MACKEREL_APIKEY_FILE"] = str(key_file(tmp_path))
     with in_the_container(tmp_path, receiver, variables) as server:
-        assert server.get("/a").status == 200, server.log
+        server.ask_every_worker(2, 2)
         log = server.stop(signal.Signals[dockerfile("STOPSIGNAL")[0]])
-    (span,) = server_spans(receiver.spans)
-    assert {name: span.resource.get(name) for name in expected} == expected
+    assert_all_have(receiver, server.answered, expected)
     assert log.count(", lost 0") == 2, log
 
 
@@ -415,18 +423,17 @@ def test_a_pods_spans_say_which_pod_they_are_from_and_its_probe_makes_none(tmp_p
     (tmp_path / "apikey").symlink_to(key_file(tmp_path))
     variables["MACKEREL_APIKEY_FILE"] = str(tmp_path / "apikey")
     with in_the_container(tmp_path, receiver, variables) as server:
+        server.ask_every_worker(2, 2)
+        of_the_application = server.answered
         assert server.get(container["readinessProbe"]["httpGet"]["path"]).status == 200, server.log
-        assert server.get("/a").status == 200
         server.stop()
-    (span,) = server_spans(receiver.spans)
-    assert span.attributes["url.path"] == "/a"
     expected = {
         "service.name": "mysite",
         "deployment.environment.name": "production",
         "k8s.namespace.name": "shops",
         "k8s.pod.name": "mysite-5d9c-x7k2p",
     }
-    assert {name: span.resource.get(name) for name in expected} == expected
+    assert_all_have(receiver, of_the_application, expected)
 
 
 def test_the_volume_of_a_pod_is_the_secret_that_the_comments_make() -> None:
