@@ -36,7 +36,7 @@ def systemd(file: Path) -> str:
     # systemd looks at the program, too.
     program = file.with_name("gunicorn")
     program.touch(0o755)
-    file.write_text(re.sub(r"=/srv/mysite/\S+/gunicorn", f"={program}", file.read_text()))
+    file.write_text(re.sub(r"=/srv/mysite/\S+/(gunicorn|uwsgi)", f"={program}", file.read_text()))
     return _problems("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", package="systemd", file=file)
 
 
@@ -80,3 +80,12 @@ def test_a_fragment_is_understood_and_a_mistake_in_it_is_not(
     assert right in file.read_text()
     file.write_text(file.read_text().replace(right, wrong))
     assert problems(file) != ""
+
+
+def test_the_lines_of_the_unit_that_stand_in_comments_are_understood_too(tmp_path: Path) -> None:
+    text, active = re.subn(r"^ExecStart=.*\n", "", FRAGMENTS["systemd"].read(), flags=re.MULTILINE)
+    text, commented = re.subn(r"^# (\w+=)", r"\1", text, flags=re.MULTILINE)
+    assert (active, commented) == (1, 3)
+    file = tmp_path / FRAGMENTS["systemd"].file
+    file.write_text(text)
+    assert systemd(file) == ""
