@@ -25,10 +25,10 @@ from pathlib import Path
 import processes
 import report
 from load import Load, drive
-from server import Case, Server
+from server import UVICORN, Case, Server
 from sink import Sink
 
-_CLASSES = {"sync": 4, "gthread": 8, "gevent": 8, "asgi": 8}
+_CLASSES = {"sync": 4, "gthread": 8, "gevent": 8, "asgi": 8, UVICORN: 8}
 _SCHEDULE_DELAY = 1000
 _MOST_SECONDS = 600.0
 _BETWEEN_HUPS = 2.0

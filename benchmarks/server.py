@@ -25,6 +25,7 @@ VARIANTS = ("untouched", "recipe", "opentelemetry-instrument", "ours")
 STOCK_SPAN = "stock span"
 """A variant for server_span.py: OpenTelemetry's middleware makes the server span, this package sends it."""
 CLASSES = {"sync": [], "gthread": ["--threads", "8"], "gevent": [], "asgi": []}
+UVICORN = "uvicorn_worker.UvicornWorker"
 APPLICATIONS = {"generic": "generic WSGI callable", "flask": "Flask + one SQLite query"}
 DEADLINE = 30.0
 _SCRIPTS = Path(sys.executable).parent
@@ -66,7 +67,7 @@ class Case:
             *([str(_SCRIPTS / self.variant)] if self.variant == "opentelemetry-instrument" else []),
             *(sys.executable, "-m", "gunicorn"),
             *self._configuration(),
-            *("--worker-class", self.worker_class, *CLASSES[self.worker_class]),
+            *("--worker-class", self.worker_class, *CLASSES.get(self.worker_class, ())),
             *("--workers", str(workers), "--keep-alive", "0", "--bind", f"fd://{listener}"),
             self._target(),
         ]
@@ -78,7 +79,7 @@ class Case:
 
     def _target(self) -> str:
         module = {"flask": "flask_sqlite"}.get(self.application, self.application)
-        if self.worker_class == "asgi":
+        if self.worker_class in ("asgi", UVICORN):
             module = f"asgi_{module}"
         # The command instruments Flask and sqlite3 by itself; around a callable of no framework it puts nothing.
         by_hand = self.variant in ("recipe", STOCK_SPAN) or (

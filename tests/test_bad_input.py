@@ -76,6 +76,11 @@ SETTINGS = [
         "MACKEREL_OTEL_SHUTDOWN_TIMEOUT='-1' is not a number of at least 0",
         id="shutdown timeout below zero",
     ),
+    pytest.param(
+        {"MACKEREL_OTEL_SHUTDOWN_TIMEOUT": "abc"},
+        "MACKEREL_OTEL_SHUTDOWN_TIMEOUT='abc' is not a number of at least 0",
+        id="shutdown timeout that is no number",
+    ),
     pytest.param({"OTEL_PROPAGATORS": "w3c"}, "OTEL_PROPAGATORS='w3c': 'w3c' is not installed", id="propagator"),
 ]
 

@@ -217,14 +217,19 @@ def test_mules_and_the_spooler_stay_quiet(tmp_path: Path, receiver: Receiver) ->
 
 
 @pytest.mark.skipif("debian" not in PROGRAMS, reason="uWSGI runs threads by default since 2.0.27; Debian's is older")
+@pytest.mark.parametrize("requests", [4, 0])
 @pytest.mark.parametrize("mode", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
 def test_without_threads_one_error_names_the_line_to_add_and_the_application_serves(
-    tmp_path: Path, receiver: Receiver, mode: str
+    tmp_path: Path, receiver: Receiver, mode: str, requests: int
 ) -> None:
     ini = f"import = mackerel_otel_server.uwsgi\nmaster = true\n{mode}module = plain\n"
     with uwsgi(tmp_path, ini, env=environment(receiver), program=debian()) as server:
-        server.ask_every_worker(2, 4)
-        server.wait_until_idle()
+        server.wait_for_log("enable-threads = true")
+        if requests:
+            server.ask_every_worker(2, requests)
+            server.wait_until_idle()
+        else:
+            server.wait_until_asleep()
         log = server.stop()
     assert log.count("enable-threads = true") == 1, log
     assert receiver.spans == []
