@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _AFTER_THE_REST: Final = -1
 """Of what runs at the end of a process of multiprocessing: pools and queues have been closed."""
+_END_OF_A_REQUEST: Final = 0.1
+"""Seconds."""
 _arguments = Arguments()
 _application: str | None = None
 _registered = False
@@ -211,9 +213,22 @@ def _stop(pipeline: Pipeline, timeout: float) -> tuple[bool, BaseException | Non
     deadline = time.monotonic() + timeout
     while True:
         try:
+            _let_requests_end(deadline)
             return pipeline.stop(max(deadline - time.monotonic(), 0.0)), interruption
         except (SystemExit, KeyboardInterrupt) as error:  # noqa: PERF203 - hardly ever more than once
             interruption = error
+
+
+def _let_requests_end(deadline: float) -> None:
+    """Wait a moment for requests whose client has its response already, while their spans do not end yet.
+
+    A server with a thread for each request, such as Werkzeug's, does not wait for them when it leaves.
+    """
+    from mackerel_otel_server.tracing import inflight
+
+    deadline = min(deadline, time.monotonic() + _END_OF_A_REQUEST)
+    while time.monotonic() < deadline and any(request.is_sending for request in inflight.requests()):
+        time.sleep(_END_OF_A_REQUEST / 20)
 
 
 def _start() -> bool:

@@ -314,3 +314,33 @@ def test_a_span_of_its_own_code_is_a_child_of_the_requests_span(tmp_path: Path, 
         server.stop()
     own = next(span for span in receiver.spans if span.name == "own")
     assert own.parent_span_id == server_spans(receiver.spans)[0].span_id
+
+
+def test_a_response_that_has_just_arrived_has_its_span_also_where_the_server_does_not_wait_for_its_threads(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    # The client has all of the response when the server still has the end of the request before it.
+    (tmp_path / "threaded.py").write_text(
+        "import os, signal, threading, time, urllib.request\n"
+        "import mackerel_otel_server\n"
+        "from werkzeug.serving import make_server\n\n"
+        "mackerel_otel_server.instrument()\n\n\n"
+        "class Body(list):\n    def close(self):\n        time.sleep(0.02)\n\n\n"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [('Content-Length', '2')])\n    return Body([b'ok'])\n\n\n"
+        "application = mackerel_otel_server.trace_wsgi(application)\n"
+        "server = make_server('127.0.0.1', 0, application, threaded=True)\n"
+        "threading.Thread(target=server.serve_forever, daemon=True).start()\n"
+        "print(urllib.request.urlopen(f'http://127.0.0.1:{server.server_port}/').read())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "threaded.py"],
+        cwd=tmp_path,
+        env=environment(receiver, PYTHONDEVMODE="", OTEL_BSP_SCHEDULE_DELAY="60000"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stdout == "b'ok'\n"
+    assert len(server_spans(receiver.spans)) == 1, result.stderr
