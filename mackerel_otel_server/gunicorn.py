@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +21,7 @@ from mackerel_otel_server.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 _start_folder = Path.cwd()
 """Where Gunicorn looks for its configuration; ``chdir`` leads away from it later."""
@@ -118,6 +121,9 @@ def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001 - Gunicorn co
     """Worker, at its end: send what is queued."""
     # Gunicorn calls this in the arbiter, too, when it signals a worker that is gone, and in a process that the
     # application forked, when that one leaves by sys.exit: stop() ends what the calling process itself has started.
+    with suppress(ValueError):  # not the main thread
+        # An event loop that is closed leaves no handler behind.
+        _hold_back_signals()
     tracing_worker.stop()
 
 
@@ -178,6 +184,8 @@ def _trace_application(worker: Any) -> None:
     if hasattr(worker, "asgi"):
         worker.asgi = asgi.trace_callable(worker.asgi)
     elif _is_uvicorn(type(worker)):
+        # It has taken Gunicorn's handlers back, and its server's own hold while it serves.
+        _hold_back_signals()
         # It looks here when it begins to serve.
         worker.wsgi = asgi.trace_callable(worker.wsgi)
     elif any(cls.__module__ == "tornado.web" for cls in type(worker.wsgi).__mro__):
@@ -188,6 +196,22 @@ def _trace_application(worker: Any) -> None:
         )
     else:
         worker.wsgi = wsgi.trace_callable(worker.wsgi)
+
+
+def _hold_back_signals() -> None:
+    """Send what is queued before a signal that nobody handles ends this process, e.g. a reload's after max_requests."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _leave)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    if tracing_worker.is_stopping():
+        # It leaves by itself, and the signal has nothing more to say.
+        return
+    tracing_worker.stop()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 def _is_uvicorn(worker_class: type) -> bool:

@@ -49,6 +49,7 @@ _settings: Settings | None = None
 _settings_of_pid = 0
 _processor: ForkAwareSpanProcessor | None = None
 _stopped_in_pid = 0
+_is_stopping = False
 
 
 def register(*, arguments: Arguments | None = None, application: str | None = None) -> None:
@@ -209,14 +210,24 @@ def _stop(pipeline: Pipeline, timeout: float) -> tuple[bool, BaseException | Non
     Ctrl-C in a terminal signals each worker twice, directly and through Gunicorn's arbiter, whose workers answer each
     signal with ``sys.exit()``: the second one must not end what the first one began.
     """
+    global _is_stopping
     interruption: BaseException | None = None
     deadline = time.monotonic() + timeout
+    _is_stopping = True
     while True:
         try:
             _let_requests_end(deadline)
-            return pipeline.stop(max(deadline - time.monotonic(), 0.0)), interruption
+            delivered = pipeline.stop(max(deadline - time.monotonic(), 0.0))
         except (SystemExit, KeyboardInterrupt) as error:  # noqa: PERF203 - hardly ever more than once
             interruption = error
+        else:
+            _is_stopping = False
+            return delivered, interruption
+
+
+def is_stopping() -> bool:
+    """Tell whether this process is sending its last spans at this moment; for a signal handler."""
+    return _is_stopping
 
 
 def _let_requests_end(deadline: float) -> None:

@@ -258,18 +258,19 @@ def _assert_lines_but_of_workers_that_two_signals_make_hang(server: Server) -> N
     assert set(_ends(log)) <= set(_booted(log)), log
 
 
+def _slowly(server: FaultServer, sock: socket.socket) -> None:
+    server.stopping.wait(0.7)
+    body = accepted().body
+    sock.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+
+
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 def test_a_second_ctrl_c_while_spans_are_on_their_way_loses_none(
     tmp_path: Path, worker_class: str, shown: Shown
 ) -> None:
     shown(worker_class, "INT")
 
-    def slow(server: FaultServer, sock: socket.socket) -> None:
-        server.stopping.wait(0.7)
-        body = accepted().body
-        sock.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-
-    with FaultServer(Step(act=slow)) as far:
+    with FaultServer(Step(act=_slowly)) as far:
         env = environment(
             None, MACKEREL_OTEL_ENDPOINT=far.url, MACKEREL_APIKEY="test-key", OTEL_SERVICE_NAME="shop", **LATE
         )
@@ -286,6 +287,28 @@ def test_a_second_ctrl_c_while_spans_are_on_their_way_loses_none(
         _assert_lines_but_of_workers_that_two_signals_make_hang(server)
     else:
         _assert_one_start_line_and_one_end_line_per_worker(server)
+
+
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
+def test_a_term_that_comes_when_max_requests_has_ended_a_worker_loses_no_span(
+    tmp_path: Path, worker_class: str, shown: Shown
+) -> None:
+    shown(worker_class, "max_requests")
+    with FaultServer(Step(act=_slowly)) as far:
+        env = environment(
+            None, MACKEREL_OTEL_ENDPOINT=far.url, MACKEREL_APIKEY="test-key", OTEL_SERVICE_NAME="shop", **LATE
+        )
+        options = (*_options(worker_class), "--max-requests", "2")
+        with gunicorn(tmp_path, *options, env=env, app=_app(worker_class), workers=1) as server:
+            (pid,) = {server.get("/pid").body.decode() for _ in range(2)}
+            wait_until(lambda: far.requests, "the worker sends", lambda: server.log)
+            # As at a reload in the same moment.
+            os.kill(int(pid), signal.SIGTERM)
+            _wait_for_ends(server, 1)
+            server.ask_every_worker(1, 1)
+            server.stop()
+        assert len(set(far.span_ids)) == len(far.span_ids) == server.answered
+    _assert_one_start_line_and_one_end_line_per_worker(server)
 
 
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
