@@ -267,7 +267,8 @@ def test_a_request_that_set_user_harakiri_kills_arrives(
 RAISED = ["SystemExit", "KeyboardInterrupt", "greenlet.GreenletExit"]
 
 
-@pytest.mark.parametrize("host", ["sync", "gthread", "gevent", "uWSGI"])
+# Before release 22 nobody answers such a request to class gthread, with or without us.
+@pytest.mark.parametrize("host", ["sync", *(["gthread"] if gunicorn_version >= (22,) else []), "gevent", "uWSGI"])
 def test_what_is_raised_to_end_a_worker_or_a_greenlet_is_recorded_and_does_what_it_does_untouched(
     tmp_path: Path, receiver: Receiver, host: str
 ) -> None:
@@ -295,7 +296,7 @@ def test_what_is_raised_to_end_a_worker_or_a_greenlet_is_recorded_and_does_what_
             server.stop()
     assert outcomes[0] == outcomes[1]
     for kind in RAISED:
-        (span,) = (span for span in server_spans(receiver.spans) if span.attributes.get("url.query") == kind)
+        (span,) = [span for span in server_spans(receiver.spans) if span.attributes.get("url.query") == kind]
         assert (span.status_code, span.attributes["http.response.status_code"]) == ("ERROR", 500)
         assert span.attributes["error.type"] == kind
         assert [event.attributes["exception.type"] for event in span.events] == [kind]

@@ -225,6 +225,33 @@ def test_stop_returns_at_its_deadline_with_the_spans_counted(worker: Make) -> No
     assert process.sender.counts().lost == {"unconfirmed": 5}
 
 
+def test_what_ends_while_the_last_batch_is_under_way_is_delivered_too(worker: Make) -> None:
+    go_on = threading.Event()
+
+    def waits(server: FaultServer, sock: socket.socket) -> None:
+        go_on.wait(DEADLINE)
+        go_on.clear()
+        body = accepted().body
+        sock.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    with FaultServer(Step(act=waits)) as far:
+        traced = worker(far.url, OTEL_BSP_SCHEDULE_DELAY="60000")
+        results: list[bool] = []
+        stopping = threading.Thread(target=lambda: results.append(traced.sender.stop(DEADLINE)))
+        traced.work(1)
+        stopping.start()
+        # What it takes when it is told to stop; what has come meanwhile; and after that.
+        for sent in (1, 2, 3):
+            traced.wait_until(lambda sent=sent: len(far.requests) >= sent)  # type: ignore[misc]
+            if sent < 3:
+                traced.work(1)
+            go_on.set()
+        stopping.join(DEADLINE)
+        assert len(set(far.span_ids)) == len(far.span_ids) == 3
+    assert results == [True]
+    assert traced.sender.counts().delivered == 3
+
+
 def test_stop_is_short_where_the_last_attempt_has_failed(worker: Make, closed_port: int) -> None:
     process = worker(f"http://127.0.0.1:{closed_port}/v1/traces")
     process.work(5)

@@ -122,6 +122,7 @@ class Sender:
         self._unencodable = _Count()
         self._book = _Book(exporter)
         self._rescue: _Book | None = None
+        self._rescuing = _thread.allocate_lock()
         self._last_failed = False
         self._paused_until = 0.0
         self._dropping: _Count | None = None
@@ -189,19 +190,25 @@ class Sender:
     def rescue(self, timeout: float) -> None:
         """Send what is queued from the calling thread, for a process that is about to be killed.
 
-        Its own thread may wait for an answer, or be a greenlet whose hub is blocked. From one thread only.
+        Its own thread may wait for an answer, or be a greenlet whose hub is blocked. Does nothing while another thread
+        is at it, or this one is and was interrupted.
 
         Args:
             timeout: Seconds.
         """
-        if self._rescue is None:
-            self._rescue = _Book(self._book.exporter.another())
-        deadline = time.monotonic() + timeout
-        self._encode(len(self._ended))
-        while self._queue and time.monotonic() < deadline:
-            batch = self._take(self._batch_size)
-            if not batch or not self._deliver(self._rescue, batch, deadline):
-                return
+        if not (self._queue or self._ended) or not self._rescuing.acquire(blocking=False):
+            return
+        try:
+            if self._rescue is None:
+                self._rescue = _Book(self._book.exporter.another())
+            deadline = time.monotonic() + timeout
+            while (self._queue or self._ended) and time.monotonic() < deadline:
+                self._encode(len(self._ended))
+                batch = self._take(self._batch_size)
+                if batch and not self._deliver(self._rescue, batch, deadline):
+                    return
+        finally:
+            self._rescuing.release()
 
     def stop(self, timeout: float) -> bool:
         """Send what is queued and end the thread, for ``timeout`` seconds at most; 0 sends nothing more.
@@ -216,6 +223,9 @@ class Sender:
         self._wake.put(None)
         if timeout > 0 and self._running.acquire(timeout=timeout):
             self._running.release()
+            if not self._last_failed:
+                # What has ended since the thread looked for the last time.
+                self.rescue(self._stop_by - time.monotonic())
         return self.counts().delivered == self._finished.value()
 
     def counts(self) -> Counts:
