@@ -261,7 +261,7 @@ def _assert_lines_but_of_workers_that_two_signals_make_hang(server: Server) -> N
 def _slowly(server: FaultServer, sock: socket.socket) -> None:
     server.stopping.wait(0.7)
     body = accepted().body
-    sock.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    sock.sendall(f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
 
 
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)

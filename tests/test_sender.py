@@ -232,7 +232,7 @@ def test_what_ends_while_the_last_batch_is_under_way_is_delivered_too(worker: Ma
         go_on.wait(DEADLINE)
         go_on.clear()
         body = accepted().body
-        sock.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        sock.sendall(f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
 
     with FaultServer(Step(act=waits)) as far:
         traced = worker(far.url, OTEL_BSP_SCHEDULE_DELAY="60000")
