@@ -162,11 +162,13 @@ set_up_postgresql() {
   as_root pg_ctlcluster --skip-systemctl-redirect "$(postgresql_version)" main stop || true
 }
 
-# run_tox ARGUMENT...: tox from a virtual environment inside the checkout.
+# run_tox ARGUMENT...: tox from a virtual environment inside the checkout; uv makes tox's environments.
 run_tox() {
   local options=()
   make_venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check 'tox>=4.22'
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check 'tox>=4.22' 'tox-uv>=1.20'
+  # uv would fetch a Python that is missing.
+  export UV_PYTHON_DOWNLOADS=never
   [[ ${CI:-} != true ]] || options+=(--skip-missing-interpreters=false)
   .venv/bin/tox run "${options[@]}" "$@"
 }
