@@ -23,9 +23,6 @@ from mackerel_otel_server.cli.receiver import Receiver
 if TYPE_CHECKING:
     from servers import Shown
 
-# tox's environment "package" has what builds a release, and runs those tests.
-collect_ignore = [] if importlib.util.find_spec("build") else ["test_package.py"]
-
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
@@ -157,3 +154,7 @@ def database(request: pytest.FixtureRequest, need: Callable[[str], None]) -> Dat
     if variant == "pure":
         address = {**address, "use_pure": True}
     return Database(module, system, address, namespace=name, server=server)
+
+
+# tox's environment "package" has what builds a release, and runs those tests.
+collect_ignore = [] if importlib.util.find_spec("build") else ["test_package.py"]

@@ -99,15 +99,14 @@ def test_two_builds_of_one_source_are_the_same_bytes_and_so_is_the_wheel_of_the_
     assert again.sdist.read_bytes() == built.sdist.read_bytes()
 
 
-def test_the_wheel_has_every_file_of_the_package_and_the_examples_and_nothing_else(built: Built) -> None:
+def test_the_wheel_has_every_file_of_the_package_and_the_examples_as_it_is_and_nothing_else(built: Built) -> None:
+    wanted = {name: ROOT / name for name in files(ROOT / "mackerel_otel_server")}
+    wanted |= {f"mackerel_otel_server/{name}": ROOT / name for name in files(ROOT / "conf_examples")}
+    information = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
     with zipfile.ZipFile(built.wheel) as wheel:
-        packed = set(wheel.namelist())
-    information = {
-        f"{NAME}.dist-info/{file}" for file in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
-    }
-    examples = {f"mackerel_otel_server/{name}" for name in files(ROOT / "conf_examples")}
-    assert packed == {*files(ROOT / "mackerel_otel_server"), *examples, *information}
-    assert "mackerel_otel_server/py.typed" in packed
+        assert set(wheel.namelist()) == {*wanted, *(f"{NAME}.dist-info/{file}" for file in information)}
+        assert {name for name, file in wanted.items() if wheel.read(name) != file.read_bytes()} == set()
+    assert "mackerel_otel_server/py.typed" in wanted
 
 
 def test_the_sdist_has_what_is_needed_to_run_the_tests_and_nothing_else(built: Built) -> None:
