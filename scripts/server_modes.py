@@ -96,6 +96,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing, say what differs")
     parser.add_argument("results", type=Path, help="what pytest --junitxml has written")
     arguments = parser.parse_args()
+    if arguments.check and not arguments.results.exists():
+        print("only a part of the tests has run: the tables of server modes were not checked")
+        return 0
     cells = read(arguments.results)
     differ = [name for name in WORDS if not write(ROOT / name, cells, check=arguments.check)]
     if differ:
