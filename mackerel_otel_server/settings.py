@@ -167,6 +167,11 @@ def is_runserver_child() -> bool:
     return os.environ.get("RUN_MAIN") == "true"
 
 
+def wants_colour() -> bool:
+    """Tell whether a terminal may be written to in colour: https://no-color.org, and not ``TERM=dumb``."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def from_process(arguments: Arguments, application: str | None) -> Settings:
     """Read the settings from this process's environment; see read()."""
     return read(os.environ, arguments, application, script=sys.argv[0] if sys.argv else "")

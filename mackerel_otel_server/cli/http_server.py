@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import resource
 import socket
 import threading
 import time
@@ -22,6 +24,9 @@ _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _MOST_TRAILERS = 100
 _LINGER_SECONDS = 5.0
 _STOP_SECONDS = 2.0
+# More than the workers of one machine need: each of them keeps one. A thread each is what this server can afford.
+MOST_CONNECTIONS = 256
+_OUT_OF_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 class RefusedError(Exception):
@@ -55,7 +60,10 @@ class Answer:
 
 
 class Server(ThreadingHTTPServer):
-    """Serve each connection in a daemon thread of its own; ``stop`` ends them all."""
+    """Serve each connection in a daemon thread of its own; ``stop`` ends them all.
+
+    When there are too many, the one that has kept us waiting longest is closed: clients that say nothing stop nobody.
+    """
 
     daemon_threads = True
     request_queue_size = 128
@@ -69,7 +77,11 @@ class Server(ThreadingHTTPServer):
         self.answer = answer
         self.max_body = max_body
         self.idle_timeout = idle_timeout
+        # Half of what this process may open leaves enough for everything else.
+        self.most_connections = max(1, min(MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         self._connections: set[Any] = set()
+        # Those whose client is to say or to read something; the first has kept us waiting longest.
+        self._waiting: dict[Any, None] = {}
         self._changed = threading.Condition()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
@@ -79,10 +91,27 @@ class Server(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
+    def get_request(self) -> Any:
+        """Accept a connection; without a free file descriptor, get one back first."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in _OUT_OF_FILES:
+                with self._changed:
+                    self._close_longest_waiting()
+                    # The connection is still to be accepted: without a pause this would be a busy loop.
+                    self._changed.wait(0.1)
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Remember the connection and serve it in a thread."""
         with self._changed:
+            if len(self._connections) >= self.most_connections:
+                self._close_longest_waiting()
+                if not self._changed.wait_for(lambda: len(self._connections) < self.most_connections, _STOP_SECONDS):
+                    raise ConnectionAbortedError("every connection waits for an answer of ours")
             self._connections.add(request)
+            self._waiting[request] = None
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -90,7 +119,25 @@ class Server(ThreadingHTTPServer):
         super().shutdown_request(request)
         with self._changed:
             self._connections.discard(request)
+            self._waiting.pop(request, None)
             self._changed.notify_all()
+
+    def keep_while_answering(self, request: Any) -> None:
+        """Do not close this connection for the sake of others: it waits for us."""
+        with self._changed:
+            self._waiting.pop(request, None)
+
+    def wait_for_client(self, request: Any) -> None:
+        """Close this connection for the sake of others when its client keeps us waiting."""
+        with self._changed:
+            self._waiting[request] = None
+
+    def _close_longest_waiting(self) -> None:
+        if connection := next(iter(self._waiting), None):
+            del self._waiting[connection]
+            # Its thread reads the end of the stream and closes it. Its client may have closed it already.
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
         """Keep a connection that broke at debug level: clients come and go."""
@@ -136,7 +183,11 @@ class _Handler(BaseHTTPRequestHandler):
         except RefusedError as refused:
             unreadable = refused
             self.close_connection = True
-        answer = self.server.answer(Request(self.command, self.path, self.headers, body, unreadable))
+        self.server.keep_while_answering(self.connection)
+        try:
+            answer = self.server.answer(Request(self.command, self.path, self.headers, body, unreadable))
+        finally:
+            self.server.wait_for_client(self.connection)
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
@@ -150,6 +201,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._linger()
 
     do_GET = do_HEAD = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815 - http.server's names
+
+    def handle_expect_100(self) -> bool:
+        # A client that asks before it sends is told at once, by the answer itself.
+        length = self.headers.get("Content-Length", "").strip()
+        too_large = re.fullmatch(r"[0-9]{1,18}", length) and int(length) > self.server.max_body
+        return True if too_large else super().handle_expect_100()
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding"):

@@ -1,50 +1,39 @@
-"""``mackerel-otel-server receive``: a far end for one's own machine that prints each trace as a tree."""
+"""``mackerel-otel-server receive``: a far end for one's own machine that shows traces as trees, JSON or a page."""
 
 from __future__ import annotations
 
-import argparse
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
+from mackerel_otel_server.cli import arguments, web
+from mackerel_otel_server.cli.printing import Lines, Output, Trees
 from mackerel_otel_server.cli.receiver import API_KEY_HEADER, ReceivedRequest, ReceivedSpan, Receiver
-from mackerel_otel_server.cli.text import complain, counted, one_line, say, stdout_encoding
-from mackerel_otel_server.cli.tree import render
+from mackerel_otel_server.cli.text import complain, counted, one_line
+from mackerel_otel_server.cli.traces import Traces
 
 if TYPE_CHECKING:
+    import argparse
     from types import FrameType
 
 DEFAULT_PORT = 4318
 ANY_KEY = ""
-QUIET_SECONDS = 1.0
 # A signal that comes just before the main thread begins to wait, or that another thread takes, does not wake it up.
 LONGEST_WAIT = 0.5
-# A trace that never falls silent is printed in parts rather than kept without limit.
-MOST_SPANS_HELD = 10_000
 
 # None: a signal asks to stop.
 _Event: TypeAlias = Sequence[ReceivedSpan] | ReceivedRequest | None
 
 
-@dataclass
-class _Trace:
-    """The spans of one trace so far and when the last of them came."""
-
-    spans: list[ReceivedSpan] = field(default_factory=list)
-    last: float = 0.0
-
-    def due(self) -> float:
-        return self.last + QUIET_SECONDS if len(self.spans) < MOST_SPANS_HELD else 0.0
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``receive`` understands."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0: any free one (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=arguments.port, default=DEFAULT_PORT, help="0: any free one (default: %(default)s)"
+    )
     parser.add_argument(
         "--require-key",
         metavar="KEY",
@@ -52,24 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=ANY_KEY,
         help=f"refuse requests whose {API_KEY_HEADER} is not KEY; without KEY, requests that have none",
     )
+    parser.add_argument("--json", action="store_true", help="print each span as one line of JSON, and nothing else")
+    arguments.add_page(parser, default_port=web.DEFAULT_PORT)
 
 
 def run(args: argparse.Namespace) -> int:
     """Receive and print until SIGINT or SIGTERM.
 
     Returns:
-        0, or 1 when the address cannot be listened on.
+        0, or 1 when an address cannot be listened on.
     """
     events: SimpleQueue[_Event] = SimpleQueue()
-    receiver = Receiver(
-        args.host,
-        args.port,
-        api_key=args.require_key or None,
-        require_key=args.require_key is not None,
-        on_spans=events.put,
-        on_request=events.put,
-        keep=False,
-    )
 
     def stop(number: int, _frame: FrameType | None) -> None:
         # put() may be called from a signal handler, raising anywhere would tear a tree. A second signal does kill.
@@ -78,77 +60,94 @@ def run(args: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    try:
-        receiver.__enter__()
-    except OSError as error:
-        complain(
-            f"cannot listen on {args.host} port {args.port} ({error.strerror or error}): nothing is received. Stop "
-            "what listens there, or type: mackerel-otel-server receive --port 0"
-        )
-        return 1
-    try:
-        _greet(receiver.url, key=args.require_key)
-        _print_until_stopped(events)
-    finally:
-        receiver.__exit__(None, None, None)
+    with ExitStack() as stack:
+        try:
+            receiver, page = _listen(args, events, stack)
+        except _TakenError as error:
+            complain(str(error))
+            return 1
+        output: Output = Lines() if args.json else Trees()
+        _greet(output, receiver.url, page, key=args.require_key)
+        _print_until_stopped(events, output)
     return 0
 
 
-def _port(text: str) -> int:
-    if text.isascii() and text.isdigit() and int(text) < 1 << 16:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no port: expected 0 to 65535")
+class _TakenError(Exception):
+    """An address cannot be had."""
 
 
-def _greet(url: str, *, key: str | None) -> None:
-    say(f"receiving on {url}, Ctrl-C ends. In another terminal:")
+def _listen(args: argparse.Namespace, events: SimpleQueue[_Event], stack: ExitStack) -> tuple[Receiver, web.Web | None]:
+    """Open the receiver, and the page when there is to be one, until the stack ends.
+
+    Raises:
+        _TakenError: An address cannot be listened on.
+    """
+    traces = None if args.web_port is None else Traces()
+
+    def on_spans(spans: Sequence[ReceivedSpan]) -> None:
+        if traces:
+            traces.add(spans)
+        events.put(spans)
+
+    receiver = Receiver(
+        args.host,
+        args.port,
+        api_key=args.require_key or None,
+        require_key=args.require_key is not None,
+        on_spans=on_spans,
+        on_request=events.put,
+        keep=False,
+    )
+    try:
+        stack.enter_context(receiver)
+    except OSError as error:
+        raise _TakenError(
+            f"cannot listen on {args.host} port {args.port} ({error.strerror or error}): nothing is received. Stop "
+            "what listens there, or type: mackerel-otel-server receive --port 0"
+        ) from None
+    if traces is None:
+        return receiver, None
+    try:
+        return receiver, stack.enter_context(web.Web(traces, receiver.url, args.web_port))
+    except OSError as error:
+        raise _TakenError(
+            f"cannot listen on {web.HOST} port {args.web_port} ({error.strerror or error}): no page, and nothing is "
+            "received. Stop what listens there, or type: mackerel-otel-server receive --web-port 0"
+        ) from None
+
+
+def _greet(output: Output, url: str, page: web.Web | None, *, key: str | None) -> None:
+    output.tell(f"receiving on {url}, Ctrl-C ends. In another terminal:")
     variables = f"MACKEREL_OTEL_ENDPOINT={url} MACKEREL_APIKEY={'made-up' if key is None else '...'}"
-    say(f"  {variables} gunicorn -c python:mackerel_otel_server.conf mysite.wsgi")
-    say()
+    output.tell(f"  {variables} gunicorn -c python:mackerel_otel_server.conf mysite.wsgi", "bold")
+    if page:
+        output.tell(f"The latest traces in a browser on this machine: {page.url}")
+    output.tell()
 
 
-def _print_until_stopped(events: SimpleQueue[_Event]) -> None:
-    traces: dict[str, _Trace] = {}
+def _print_until_stopped(events: SimpleQueue[_Event], output: Output) -> None:
     spans = answered = refused = 0
     while True:
         event: _Event = ()
         with suppress(Empty):
-            event = events.get(timeout=_until_due(traces))
+            event = events.get(timeout=min(LONGEST_WAIT, max(0.0, output.due() - time.monotonic())))
         if event is None:
             break
         if isinstance(event, ReceivedRequest):
             if event.message:
                 refused += 1
-                say(_refusal(event))
+                output.tell(_refusal(event), "red")
             else:
                 answered += 1
         else:
             spans += len(event)
-            _add(traces, event)
-        _print_due(traces, time.monotonic())
-    _print_due(traces, float("inf"))
-    say(
+            output.add(event)
+        output.print_due(time.monotonic())
+    output.print_due(float("inf"))
+    output.tell(
         f"received {counted(spans, 'span')} in {counted(answered, 'request')}"
         + (f", refused {counted(refused, 'request')}" if refused else "")
     )
-
-
-def _until_due(traces: dict[str, _Trace]) -> float:
-    due = min((trace.due() for trace in traces.values()), default=float("inf"))
-    return min(LONGEST_WAIT, max(0.0, due - time.monotonic()))
-
-
-def _add(traces: dict[str, _Trace], spans: Sequence[ReceivedSpan]) -> None:
-    for span in spans:
-        trace = traces.setdefault(span.trace_id, _Trace())
-        trace.spans.append(span)
-        trace.last = time.monotonic()
-
-
-def _print_due(traces: dict[str, _Trace], now: float) -> None:
-    for trace_id in [trace_id for trace_id, trace in traces.items() if trace.due() <= now]:
-        for line in render(traces.pop(trace_id).spans, encoding=stdout_encoding()):
-            say(line)
 
 
 def _refusal(request: ReceivedRequest) -> str:

@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from mackerel_otel_server.cli.http_server import Answer, RefusedError, Request, Server
-from mackerel_otel_server.cli.spans import ReceivedEvent, ReceivedSpan, decode
+from mackerel_otel_server.cli.spans import ReceivedEvent, ReceivedSpan, TooManySpansError, decode
 from mackerel_otel_server.log import log
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ class Receiver:
             return decode(_decompress(request.body, request.headers.get("Content-Encoding", "identity")))
         except DecodeError:
             raise RefusedError(400, "the body is no ExportTraceServiceRequest") from None
+        except TooManySpansError as error:
+            raise RefusedError(413, str(error)) from None
 
     def _record(self, request: Request, status: int, message: str, spans: list[ReceivedSpan]) -> None:
         received = ReceivedRequest(

@@ -11,6 +11,13 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# Spans of one request. Real ones have 60 bytes at the least, of which Mackerel's 6 MB hold as many.
+MOST = 100_000
+
+
+class TooManySpansError(Exception):
+    """A request holds more spans than anybody sends."""
+
 
 @dataclass(frozen=True)
 class ReceivedEvent:
@@ -18,6 +25,15 @@ class ReceivedEvent:
 
     name: str
     time_unix_nano: int
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReceivedLink:
+    """One link of a span to another one, maybe of another trace."""
+
+    trace_id: str
+    span_id: str
     attributes: dict[str, Any]
 
 
@@ -38,6 +54,8 @@ class ReceivedSpan:
     status_code: str
     status_message: str
     events: tuple[ReceivedEvent, ...]
+    links: tuple[ReceivedLink, ...] = ()
+    trace_state: str = ""
 
 
 def decode(body: bytes) -> list[ReceivedSpan]:
@@ -45,9 +63,13 @@ def decode(body: bytes) -> list[ReceivedSpan]:
 
     Raises:
         google.protobuf.message.DecodeError: It is no ``ExportTraceServiceRequest``.
+        TooManySpansError: A body may be small and hold millions of spans without content, which Python is not.
     """
+    request = ExportTraceServiceRequest.FromString(body)
+    if sum(len(part.spans) for resource_spans in request.resource_spans for part in resource_spans.scope_spans) > MOST:
+        raise TooManySpansError(f"the request has more than {MOST} spans")
     spans: list[ReceivedSpan] = []
-    for resource_spans in ExportTraceServiceRequest.FromString(body).resource_spans:
+    for resource_spans in request.resource_spans:
         resource = _attributes(resource_spans.resource.attributes)
         for scope_spans in resource_spans.scope_spans:
             spans.extend(_span(span, resource, scope_spans.scope.name) for span in scope_spans.spans)
@@ -71,6 +93,10 @@ def _span(span: Span, resource: dict[str, Any], scope: str) -> ReceivedSpan:
         events=tuple(
             ReceivedEvent(event.name, event.time_unix_nano, _attributes(event.attributes)) for event in span.events
         ),
+        links=tuple(
+            ReceivedLink(link.trace_id.hex(), link.span_id.hex(), _attributes(link.attributes)) for link in span.links
+        ),
+        trace_state=span.trace_state,
     )
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from mackerel_otel_server.cli.text import encodable, one_line, printable
+from mackerel_otel_server.cli import style
+from mackerel_otel_server.cli.style import Part
+from mackerel_otel_server.cli.text import encodable, one_line, printable, say, stdout_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 _NAME_LIMIT = 120
 _TEXT_LIMIT = 100
+# A terminal with fewer columns has no room for the kind of each span.
+_NARROW = 40
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ _BLANK = "   "
 
 
 @dataclass(frozen=True)
-class _Node:
+class Node:
     """A span and what stands before it and before its children."""
 
     span: ReceivedSpan
@@ -39,29 +43,70 @@ class _Node:
     orphan: bool = False
     parent: ReceivedSpan | None = None
 
+    @property
+    def depth(self) -> int:
+        """How many ancestors it has."""
+        return len(self.indent) // len(_BLANK)
 
-def render(spans: Iterable[ReceivedSpan], *, encoding: str = "utf-8") -> Iterator[str]:
+
+def show(spans: Iterable[ReceivedSpan], *, indent: str = "") -> None:
+    """Print traces to standard output: in a terminal in colour and no wider than it is."""
+    columns = style.width()
+    limit = None if columns is None else columns - len(indent)
+    for line in render(spans, encoding=stdout_encoding(), limit=limit):
+        say(f"{indent}{line}" if line else "")
+
+
+def render(spans: Iterable[ReceivedSpan], *, encoding: str = "utf-8", limit: int | None = None) -> Iterator[str]:
     """Draw each trace as a header and a tree, oldest first, with an empty line after each.
 
     Args:
         spans: Spans of any number of traces, in any order.
         encoding: What the output can carry; without box-drawing characters the branches are ASCII.
+        limit: Columns that a line may have at most; None for any number.
 
     Yields:
-        Lines without line ends.
+        Lines without line ends, with colours where standard output is a terminal that wants them.
     """
-    branches = _branches(encoding)
     traces: dict[str, list[ReceivedSpan]] = {}
     for span in sorted(spans, key=lambda span: span.start_time_unix_nano):
         traces.setdefault(span.trace_id, []).append(span)
     for trace in traces.values():
-        nodes = list(_walk(trace, branches))
-        durations = [f"{_milliseconds(node.span):.2f} ms" for node in nodes]
-        width = max(map(len, durations))
-        yield encodable(_header(nodes[0].span), encoding)
-        for node, duration in zip(nodes, durations, strict=True):
-            yield encodable(f"  {duration:>{width}}  {node.prefix}{_describe(node)}", encoding)
+        for line in _lines(list(walk(trace, encoding)), limit):
+            parts = [Part(encodable(part.text, encoding), part.styles) for part in line]
+            yield style.paint_parts(style.fitted(parts, limit))
         yield ""
+
+
+def _lines(nodes: list[Node], limit: int | None) -> Iterator[list[Part]]:
+    yield from _wrapped(_header(nodes[0].span), limit)
+    durations = [f"{_milliseconds(node.span):.2f} ms" for node in nodes]
+    width = max(map(len, durations))
+    for node, duration in zip(nodes, durations, strict=True):
+        branches = Part(_shortened(node.prefix, limit), ("dim",))
+        yield [Part(f"  {duration:>{width}}  ", ("dim",)), branches, *_spaced(_describe(node, limit))]
+
+
+def _wrapped(fields: list[Part], limit: int | None) -> Iterator[list[Part]]:
+    line: list[Part] = []
+    for field in fields:
+        longer = [*line, field]
+        if line and limit is not None and sum(style.columns(part.text) for part in _spaced(longer)) > limit:
+            yield _spaced(line)
+            longer = [Part(""), field]
+        line = longer
+    yield _spaced(line)
+
+
+def _spaced(fields: list[Part]) -> list[Part]:
+    return [part for field in fields for part in (Part("  "), field)][1:]
+
+
+def _shortened(prefix: str, limit: int | None) -> str:
+    """Return the branches next to a span when all of them would leave no room for its name."""
+    levels = len(prefix) // len(_BLANK)
+    most = levels if limit is None else max(1, limit // 2 // len(_BLANK))
+    return prefix if levels <= most else f".. {prefix[-(most - 1) * len(_BLANK) :] if most > 1 else ''}"
 
 
 def _branches(encoding: str) -> _Branches:
@@ -72,24 +117,27 @@ def _branches(encoding: str) -> _Branches:
     return _UNICODE
 
 
-def _walk(trace: list[ReceivedSpan], branches: _Branches) -> Iterator[_Node]:
+def walk(trace: Iterable[ReceivedSpan], encoding: str = "utf-8") -> Iterator[Node]:
+    """Visit the spans of one trace, each once and before its children; siblings keep their order."""
+    branches = _branches(encoding)
+    trace = list(trace)
     known = {span.span_id for span in trace}
     children: dict[str, list[ReceivedSpan]] = {}
-    roots: list[_Node] = []
+    roots: list[Node] = []
     for span in trace:
         if span.parent_span_id in known:
             children.setdefault(span.parent_span_id, []).append(span)
         else:
-            roots.append(_Node(span, orphan=bool(span.parent_span_id)))
+            roots.append(Node(span, orphan=bool(span.parent_span_id)))
     yield from _descend(roots, children, branches)
     # What is left hangs on itself in a circle. It is shown all the same.
     while children:
         first = children[next(iter(children))].pop(0)
-        yield from _descend([_Node(first, orphan=True)], children, branches)
+        yield from _descend([Node(first, orphan=True)], children, branches)
         children = {parent: rest for parent, rest in children.items() if rest}
 
 
-def _descend(roots: list[_Node], children: dict[str, list[ReceivedSpan]], branches: _Branches) -> Iterator[_Node]:
+def _descend(roots: list[Node], children: dict[str, list[ReceivedSpan]], branches: _Branches) -> Iterator[Node]:
     # A stack of its own: a trace may be deeper than Python's recursion limit.
     stack = roots[::-1]
     while stack:
@@ -100,33 +148,57 @@ def _descend(roots: list[_Node], children: dict[str, list[ReceivedSpan]], branch
         for span in reversed(below):
             last = span is below[-1]
             branch, bar = (branches.corner, _BLANK) if last else (branches.tee, branches.bar)
-            stack.append(_Node(span, node.indent + branch, node.indent + bar, parent=node.span))
+            stack.append(Node(span, node.indent + branch, node.indent + bar, parent=node.span))
 
 
-def _header(root: ReceivedSpan) -> str:
+def _header(root: ReceivedSpan) -> list[Part]:
     moment = datetime.fromtimestamp(root.start_time_unix_nano / 1e9, tz=timezone.utc).astimezone()
-    return f"trace {root.trace_id}  {_process(root)}  {moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}"
+    return [
+        Part(f"trace {root.trace_id}", ("dim",)),
+        Part(_service(root), ("bold", "blue")),
+        Part(_pid(root)),
+        Part(f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}", ("dim",)),
+    ]
+
+
+def _service(span: ReceivedSpan) -> str:
+    return printable(span.resource.get("service.name", "unknown_service"))
+
+
+def _pid(span: ReceivedSpan) -> str:
+    return f"pid {printable(span.resource.get('process.pid', '?'))}"
 
 
 def _process(span: ReceivedSpan) -> str:
-    service = printable(span.resource.get("service.name", "unknown_service"))
-    return f"{service}  pid {printable(span.resource.get('process.pid', '?'))}"
+    return f"{_service(span)}  {_pid(span)}"
 
 
-def _describe(node: _Node) -> str:
+def _describe(node: Node, limit: int | None) -> list[Part]:
     span = node.span
-    parts = [f"{span.kind} {one_line(_name(span), _NAME_LIMIT)}"]
-    parts += _details(span)
-    if span.status_code == "ERROR":
-        parts.append("ERROR")
+    error = ("red",) if span.status_code == "ERROR" else ()
+    emphasis = ("bold",) if span.kind == "SERVER" else ()
+    kind = "" if limit is not None and limit < _NARROW else f"{span.kind} "
+    parts = [Part(f"{kind}{one_line(_name(span), _NAME_LIMIT)}", emphasis + error)]
+    if span.kind == "SERVER":
+        status = _first(span.attributes, "http.response.status_code", "http.status_code")
+        parts += [Part(text, _status_style(text)) for text in status]
+    if error:
+        parts.append(Part("ERROR", ("bold", *error)))
     exception = _exception(span)
     if exception or span.status_message:
-        parts.append(exception or one_line(span.status_message, _TEXT_LIMIT))
+        parts.append(Part(exception or one_line(span.status_message, _TEXT_LIMIT), error))
+    # Last, because a narrow terminal cuts what is last.
+    if span.kind != "SERVER":
+        parts += [Part(text, ("cyan",)) for text in _first(span.attributes, "db.query.text", "db.statement")]
     if node.orphan:
-        parts.append("(parent not received)")
+        parts.append(Part("(parent not received)", ("yellow",)))
     if node.parent and _process(node.parent) != _process(span):
-        parts.append(f"({_process(span)})")
-    return "  ".join(parts)
+        parts.append(Part(f"({_process(span)})", ("blue",)))
+    return parts
+
+
+def _status_style(status: str) -> tuple[str, ...]:
+    return ({"2": "green", "3": "cyan", "4": "yellow", "5": "red"}.get(status[:1], "dim"),)
 
 
 def _name(span: ReceivedSpan) -> str:
@@ -134,12 +206,6 @@ def _name(span: ReceivedSpan) -> str:
     path = span.attributes.get("url.path")
     is_bare = span.kind == "SERVER" and path and "http.route" not in span.attributes and "/" not in span.name
     return f"{span.name} {path}" if is_bare else span.name
-
-
-def _details(span: ReceivedSpan) -> list[str]:
-    if span.kind == "SERVER":
-        return _first(span.attributes, "http.response.status_code", "http.status_code")
-    return _first(span.attributes, "db.query.text", "db.statement")
 
 
 def _first(attributes: dict[str, Any], *names: str) -> list[str]:

@@ -1,0 +1,154 @@
+"""Traces as the page gets them: a line for the list, and all of their spans for the waterfall."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mackerel_otel_server.cli.jsonable import shown
+from mackerel_otel_server.cli.tree import walk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from mackerel_otel_server.cli.spans import ReceivedSpan
+    from mackerel_otel_server.cli.traces import Trace
+
+# What the list can be searched for, of each trace.
+_SEARCHED_CHARACTERS = 8_000
+# Of one value. A stack trace is longer than a line, and a page that holds megabytes helps nobody.
+_VALUE_CHARACTERS = 50_000
+
+
+def summarise(trace: Trace) -> dict[str, Any]:
+    """Return what the list shows of a trace and searches in it."""
+    root = _root(trace.spans)
+    errors = [span for span in trace.spans if span.status_code == "ERROR"]
+    return {
+        "id": trace.id,
+        "number": trace.number,
+        "version": trace.version,
+        "name": root.name,
+        "kind": root.kind,
+        "method": _first(root.attributes, "http.request.method", "http.method"),
+        "route": _first(root.attributes, "http.route", "url.path", "http.target"),
+        "status": _first(root.attributes, "http.response.status_code", "http.status_code"),
+        "start": _start(trace.spans) / 1e6,
+        "duration": max(span.end_time_unix_nano for span in trace.spans) - _start(trace.spans),
+        "spans": len(trace.spans),
+        "left_out": trace.left_out,
+        "errors": len(errors),
+        "error": next(filter(None, map(_error, errors)), ""),
+        "services": sorted({_service(span.resource) for span in trace.spans}),
+        "worker": _worker(root.resource),
+        "text": "\n".join(_searched(trace)).lower(),
+    }
+
+
+def detail(trace: Trace) -> dict[str, Any]:
+    """Return everything about a trace: parents before their children, times in nanoseconds from its start."""
+    start = _start(trace.spans)
+    resources: list[Mapping[str, Any]] = []
+    spans = []
+    for node in walk(sorted(trace.spans, key=lambda span: span.start_time_unix_nano)):
+        span = node.span
+        if span.resource not in resources:
+            resources.append(span.resource)
+        spans.append(
+            {
+                "id": span.span_id,
+                "depth": node.depth,
+                "orphan": node.orphan,
+                "name": span.name,
+                "kind": span.kind,
+                "scope": span.scope,
+                "offset": span.start_time_unix_nano - start,
+                "duration": span.end_time_unix_nano - span.start_time_unix_nano,
+                "status": span.status_code,
+                "message": span.status_message,
+                "attributes": _pairs(span.attributes),
+                "events": [
+                    {
+                        "name": event.name,
+                        "offset": event.time_unix_nano - start,
+                        "attributes": _pairs(event.attributes),
+                    }
+                    for event in span.events
+                ],
+                "links": [
+                    {"trace": link.trace_id, "span": link.span_id, "attributes": _pairs(link.attributes)}
+                    for link in span.links
+                ],
+                "resource": resources.index(span.resource),
+            }
+        )
+    return {
+        "spans_kept": len(spans),
+        "spans": spans,
+        "resources": [{"worker": _worker(found), "attributes": _pairs(found)} for found in resources],
+    }
+
+
+def _root(spans: Iterable[ReceivedSpan]) -> ReceivedSpan:
+    """Return the span without a parent; of a trace that began elsewhere, the one that began first here."""
+    nodes = list(walk(sorted(spans, key=lambda span: span.start_time_unix_nano)))
+    return next((node.span for node in nodes if not node.depth and not node.orphan), nodes[0].span)
+
+
+def _start(spans: Iterable[ReceivedSpan]) -> int:
+    return min(span.start_time_unix_nano for span in spans)
+
+
+def _first(attributes: Mapping[str, Any], *names: str) -> str:
+    return next((shown(attributes[name]) for name in names if name in attributes), "")
+
+
+def _service(resource: Mapping[str, Any]) -> str:
+    return shown(resource.get("service.name", "unknown_service"))
+
+
+def _worker(resource: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "service": _service(resource),
+        "host": _first(resource, "host.name"),
+        "pid": _first(resource, "process.pid"),
+        "instance": _first(resource, "service.instance.id"),
+    }
+
+
+def _error(span: ReceivedSpan) -> str:
+    for event in reversed(span.events):
+        if event.name == "exception":
+            kind = _first(event.attributes, "exception.type") or "exception"
+            message = _first(event.attributes, "exception.message")
+            return f"{kind}: {message}"[:300] if message else kind
+    return span.status_message[:300]
+
+
+def _pairs(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _cut(shown(value))) for name, value in sorted(attributes.items())]
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _VALUE_CHARACTERS:
+        return text
+    return f"{text[:_VALUE_CHARACTERS]}... ({len(text) - _VALUE_CHARACTERS} more characters)"
+
+
+def _searched(trace: Trace) -> Iterator[str]:
+    room = _SEARCHED_CHARACTERS
+    seen = set()
+    for text in _texts(trace):
+        if text not in seen and room > 0:
+            seen.add(text)
+            yield text[:room]
+            room -= len(text)
+
+
+def _texts(trace: Trace) -> Iterator[str]:
+    yield trace.id
+    for span in trace.spans:
+        yield span.name
+        yield from (_service(span.resource), *_worker(span.resource).values())
+        yield _error(span)
+    for span in trace.spans:
+        yield from map(shown, span.attributes.values())

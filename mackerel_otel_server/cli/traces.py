@@ -1,0 +1,133 @@
+"""The latest traces, in bounded memory, for somebody who looks at them while they arrive."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mackerel_otel_server.cli.spans import ReceivedSpan
+
+MOST_TRACES = 200
+MOST_SPANS = 1000
+"""Of one trace."""
+MOST_CHARACTERS = 16_000_000
+"""Of what all spans say. As Python objects they need a few times as many bytes."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is known of one trace.
+
+    Attributes:
+        number: Counts traces in the order in which they began to arrive.
+        version: Counts changes of any trace; that of this one's last.
+        spans: In the order of their arrival.
+        left_out: How many more have arrived than are kept.
+    """
+
+    id: str
+    number: int
+    version: int = 0
+    spans: tuple[ReceivedSpan, ...] = ()
+    left_out: int = 0
+    characters: int = field(default=0, repr=False)
+
+
+@dataclass(frozen=True)
+class News:
+    """What has changed since a version.
+
+    Attributes:
+        store: Names the store: versions of another one mean nothing here.
+        version: What to ask with next.
+        oldest: Traces with a smaller number are no longer kept.
+        traces: Those that have changed, oldest first.
+    """
+
+    store: str
+    version: int
+    oldest: int
+    traces: tuple[Trace, ...]
+
+
+class Traces:
+    """Keep the latest traces; all methods may be called from any thread."""
+
+    def __init__(
+        self, *, most_traces: int = MOST_TRACES, most_spans: int = MOST_SPANS, most_characters: int = MOST_CHARACTERS
+    ) -> None:
+        self.store = uuid.uuid4().hex
+        self._most_traces = most_traces
+        self._most_spans = most_spans
+        self._most_characters = most_characters
+        self._traces: dict[str, Trace] = {}
+        self._characters = 0
+        self._number = 0
+        self._version = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def add(self, spans: Iterable[ReceivedSpan]) -> None:
+        """Keep spans; what is too much makes the oldest traces go."""
+        by_trace: dict[str, list[ReceivedSpan]] = {}
+        for span in spans:
+            by_trace.setdefault(span.trace_id, []).append(span)
+        with self._changed:
+            for trace_id, more in by_trace.items():
+                self._extend(trace_id, more)
+            self._forget()
+            self._changed.notify_all()
+
+    def get(self, trace_id: str) -> Trace | None:
+        """Return one trace, or None when it is not kept."""
+        with self._changed:
+            return self._traces.get(trace_id)
+
+    def news(self, after: int, timeout: float) -> News:
+        """Return what has changed after a version, as soon as something has.
+
+        Args:
+            after: 0 for all traces.
+            timeout: Seconds to wait at most.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._version > after or self._closed, timeout)
+            traces = tuple(trace for trace in self._traces.values() if trace.version > after)
+            oldest = min((trace.number for trace in self._traces.values()), default=0)
+            return News(self.store, self._version, oldest, traces)
+
+    def close(self) -> None:
+        """Let nobody wait any longer."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _extend(self, trace_id: str, more: list[ReceivedSpan]) -> None:
+        self._version += 1
+        trace = self._traces.get(trace_id)
+        if trace is None:
+            self._number += 1
+            trace = Trace(trace_id, self._number)
+        kept = list(trace.spans)
+        characters = trace.characters
+        for span in more:
+            size = len(repr(span))
+            # No trace may drive out all others, however large its spans are.
+            if len(kept) < self._most_spans and characters + size <= self._most_characters // 2:
+                kept.append(span)
+                characters += size
+        self._characters += characters - trace.characters
+        left_out = trace.left_out + len(trace.spans) + len(more) - len(kept)
+        self._traces[trace_id] = replace(
+            trace, version=self._version, spans=tuple(kept), left_out=left_out, characters=characters
+        )
+
+    def _forget(self) -> None:
+        # A dictionary keeps the order in which its keys came, whatever their values become.
+        while len(self._traces) > self._most_traces or self._characters > self._most_characters:
+            gone = self._traces.pop(next(iter(self._traces)))
+            self._characters -= gone.characters
