@@ -168,8 +168,13 @@ def is_runserver_child() -> bool:
 
 
 def wants_colour() -> bool:
-    """Tell whether a terminal may be written to in colour: https://no-color.org, and not ``TERM=dumb``."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Tell whether a terminal may be written to in colour: https://no-color.org."""
+    return not os.environ.get("NO_COLOR") and not is_dumb_terminal()
+
+
+def is_dumb_terminal() -> bool:
+    """Tell whether the terminal, if there is one, shows lines and nothing else."""
+    return os.environ.get("TERM") == "dumb"
 
 
 def from_process(arguments: Arguments, application: str | None) -> Settings:

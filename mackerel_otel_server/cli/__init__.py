@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: After ``--help`` and ``--version``, and with status 2 when the arguments cannot be understood.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    options = _parser(arguments).parse_args(arguments)
     try:
+        # Within the block: Ctrl-C may come while a sub-command is imported.
+        options = _parser(arguments).parse_args(arguments)
         status: int = options.run(options)
     except KeyboardInterrupt:
         return 130

@@ -9,12 +9,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mackerel_otel_server.cli import demo_server
+from mackerel_otel_server.cli import arguments, demo_server, web
 from mackerel_otel_server.cli.child import Child
 from mackerel_otel_server.cli.demo_requests import UnansweredError, ask
 from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
-from mackerel_otel_server.cli.text import complain, counted, printable, say, stdout_encoding
-from mackerel_otel_server.cli.tree import render
+from mackerel_otel_server.cli.style import paint
+from mackerel_otel_server.cli.text import complain, counted, printable, say
+from mackerel_otel_server.cli.traces import Traces
+from mackerel_otel_server.cli.tree import show
 from mackerel_otel_server.cli.watch import TICK, Watch
 
 if TYPE_CHECKING:
@@ -47,18 +49,37 @@ class Result:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``demo`` understands."""
     parser.add_argument("--server", choices=demo_server.SERVERS, default="gunicorn", help="default: %(default)s")
+    arguments.add_page(parser, default_port=0)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo.
 
     Returns:
-        0 when every request's span was received, 130 after Ctrl-C, 143 after TERM, 129 after HUP, otherwise 1.
+        0 when every request's span was received, 130 after Ctrl-C, 143 after TERM, 129 after HUP, otherwise 1. With
+        a page, which stays until a signal comes, that signal changes nothing.
     """
+    if args.web_port is None:
+        return _run(args.server, None)
+    page = web.Web(Traces(), "", args.web_port)
+    try:
+        page.__enter__()
+    except OSError as error:
+        complain(web.taken(error, args.web_port, "demo"))
+        return 1
+    try:
+        return _run(args.server, page)
+    finally:
+        page.__exit__(None, None, None)
+
+
+def _run(server: str, page: web.Web | None) -> int:
     watch = Watch()
     before = {number: signal.signal(number, watch.note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        result = _serve_and_ask(args.server, watch)
+        if page:
+            say(f"The traces in a browser on this machine: {page.url}")
+        result = _serve_and_ask(server, watch, page)
     except FailedError as error:
         complain(str(error))
         return 1
@@ -70,15 +91,25 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         complain(f"the demo cannot start its server ({error}): nothing was traced")
         return 1
-    # The server is gone: from here on a signal may end the demo as usual.
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    if page is None:
+        # The server is gone: from here on a signal may end the demo as usual.
+        for number, handler in before.items():
+            signal.signal(number, handler)
     _print_traces(result)
-    return _conclude(args.server, result)
+    status = _conclude(server, result)
+    if page:
+        say()
+        say(f"The traces stay at {page.url} until Ctrl-C")
+        watch.until_signal()
+    return status
 
 
-def _serve_and_ask(server: str, watch: Watch) -> Result:
-    with Receiver(api_key=API_KEY) as receiver, tempfile.TemporaryDirectory(prefix="mackerel-demo-") as folder:
+def _serve_and_ask(server: str, watch: Watch, page: web.Web | None) -> Result:
+    on_spans = page.traces.add if page else None
+    with (
+        Receiver(api_key=API_KEY, on_spans=on_spans) as receiver,
+        tempfile.TemporaryDirectory(prefix="mackerel-demo-") as folder,
+    ):
         port = demo_server.free_port()
         try:
             command = demo_server.command(server, port, WORKERS)
@@ -90,7 +121,7 @@ def _serve_and_ask(server: str, watch: Watch) -> Result:
             try:
                 _wait_until_up(child, port, watch)
                 answered, pids = ask(port, WORKERS, watch)
-                watch.until(lambda: _server_spans(receiver, answered), SPANS_SECONDS)
+                watch.until(lambda: _server_spans(receiver, answered), SPANS_SECONDS, "waiting for the spans")
             except UnansweredError as error:
                 child.stop()
                 # Ctrl-C also reaches a server that has not left the demo's process group yet: then that is the reason.
@@ -116,7 +147,7 @@ def _wait_until_up(child: Child, port: int, watch: Watch) -> None:
         time.sleep(TICK)
         return not child.running() or demo_server.listens(port)
 
-    if not watch.until(up_or_gone, START_SECONDS):
+    if not watch.until(up_or_gone, START_SECONDS, "waiting for the server"):
         raise UnansweredError(f"the server did not listen within {START_SECONDS:.0f} s")
     if not child.running():
         raise UnansweredError("the server did not come up")
@@ -136,10 +167,9 @@ def _print_traces(result: Result) -> None:
         workers.setdefault(span.resource.get("process.pid"), []).append(span)
     for pid, spans in sorted(workers.items(), key=lambda item: str(item[0])):
         traces = len({span.trace_id for span in spans})
-        say(f"Worker {printable(pid)}: {counted(len(spans), 'span')} in {counted(traces, 'trace')}")
+        say(paint(f"Worker {printable(pid)}: {counted(len(spans), 'span')} in {counted(traces, 'trace')}", "bold"))
         say()
-        for line in render(spans, encoding=stdout_encoding()):
-            say(f"  {line}".rstrip())
+        show(spans, indent="  ")
 
 
 def _conclude(server: str, result: Result) -> int:

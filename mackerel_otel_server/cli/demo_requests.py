@@ -51,7 +51,7 @@ def _ask_once(executor: ThreadPoolExecutor, port: int, workers: int, watch: Watc
     def all_done() -> bool:
         return not wait(futures, TICK).not_done
 
-    if not watch.until(all_done, ROUND_SECONDS):
+    if not watch.until(all_done, ROUND_SECONDS, "waiting for the answers"):
         raise UnansweredError(f"no answer within {ROUND_SECONDS:.0f} s")
     for future in futures:
         if error := future.exception():

@@ -110,10 +110,7 @@ def _listen(args: argparse.Namespace, events: SimpleQueue[_Event], stack: ExitSt
     try:
         return receiver, stack.enter_context(web.Web(traces, receiver.url, args.web_port))
     except OSError as error:
-        raise _TakenError(
-            f"cannot listen on {web.HOST} port {args.web_port} ({error.strerror or error}): no page, and nothing is "
-            "received. Stop what listens there, or type: mackerel-otel-server receive --web-port 0"
-        ) from None
+        raise _TakenError(web.taken(error, args.web_port, "receive")) from None
 
 
 def _greet(output: Output, url: str, page: web.Web | None, *, key: str | None) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mackerel_otel_server.cli.jsonable import shown
-from mackerel_otel_server.cli.tree import walk
+from mackerel_otel_server.cli.text import one_line
+from mackerel_otel_server.cli.tree import full_name, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 _SEARCHED_CHARACTERS = 8_000
 # Of one value. A stack trace is longer than a line, and a page that holds megabytes helps nobody.
 _VALUE_CHARACTERS = 50_000
+# What says more about a span than its name.
+_HINTS = ("db.query.text", "db.statement", "url.full", "http.url")
+_HINT_CHARACTERS = 300
 
 
 def summarise(trace: Trace) -> dict[str, Any]:
@@ -58,7 +62,9 @@ def detail(trace: Trace) -> dict[str, Any]:
                 "id": span.span_id,
                 "depth": node.depth,
                 "orphan": node.orphan,
-                "name": span.name,
+                "elsewhere": node.parent is not None and node.parent.resource != span.resource,
+                "name": full_name(span),
+                "hint": one_line(_first(span.attributes, *_HINTS), _HINT_CHARACTERS),
                 "kind": span.kind,
                 "scope": span.scope,
                 "offset": span.start_time_unix_nano - start,

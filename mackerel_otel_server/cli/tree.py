@@ -178,7 +178,7 @@ def _describe(node: Node, limit: int | None) -> list[Part]:
     error = ("red",) if span.status_code == "ERROR" else ()
     emphasis = ("bold",) if span.kind == "SERVER" else ()
     kind = "" if limit is not None and limit < _NARROW else f"{span.kind} "
-    parts = [Part(f"{kind}{one_line(_name(span), _NAME_LIMIT)}", emphasis + error)]
+    parts = [Part(f"{kind}{one_line(full_name(span), _NAME_LIMIT)}", emphasis + error)]
     if span.kind == "SERVER":
         status = _first(span.attributes, "http.response.status_code", "http.status_code")
         parts += [Part(text, _status_style(text)) for text in status]
@@ -201,7 +201,7 @@ def _status_style(status: str) -> tuple[str, ...]:
     return ({"2": "green", "3": "cyan", "4": "yellow", "5": "red"}.get(status[:1], "dim"),)
 
 
-def _name(span: ReceivedSpan) -> str:
+def full_name(span: ReceivedSpan) -> str:
     """Return the name; of a request without a route, whose name is the method alone, also the path."""
     path = span.attributes.get("url.path")
     is_bare = span.kind == "SERVER" and path and "http.route" not in span.attributes and "/" not in span.name

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mackerel_otel_server.cli.progress import progress
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
@@ -33,15 +35,27 @@ class Watch:
         if self.signals:
             raise KeyboardInterrupt
 
-    def until(self, condition: Callable[[], bool], seconds: float) -> bool:
+    def until(self, condition: Callable[[], bool], seconds: float, what: str = "") -> bool:
         """Return whether ``condition`` has come true in time; it is asked often and may itself wait a moment.
+
+        Args:
+            condition: What is waited for.
+            seconds: How long.
+            what: What a terminal shows when it takes long.
 
         Raises:
             KeyboardInterrupt: A signal came.
         """
         deadline = time.monotonic() + seconds
-        while not condition():
-            self.check()
-            if time.monotonic() > deadline:
-                return False
+        with progress(what) as tick:
+            while not condition():
+                self.check()
+                tick()
+                if time.monotonic() > deadline:
+                    return False
         return True
+
+    def until_signal(self) -> None:
+        """Wait for a signal."""
+        while not self.signals:
+            time.sleep(TICK)

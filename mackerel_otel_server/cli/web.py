@@ -40,18 +40,32 @@ _HEADERS = {
 _LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 
 
+def taken(error: OSError, port: int, command: str) -> str:
+    """Say that the page cannot be served.
+
+    Args:
+        error: Why.
+        port: On which port.
+        command: The sub-command that was typed.
+    """
+    return (
+        f"cannot listen on {HOST} port {port} ({error.strerror or error}): there is no page, and nothing is received. "
+        f"Stop what listens there, or type: mackerel-otel-server {command} --web-port 0"
+    )
+
+
 class Web:
     """Serve the page while the ``with`` block runs.
 
     Args:
         traces: What it shows.
-        endpoint: Where traces are received; the page says so as long as there are none.
+        endpoint: Where an application may send its own; empty: nowhere.
         port: Port to listen on, 0 for any free one.
     """
 
     def __init__(self, traces: Traces, endpoint: str, port: int = 0) -> None:
         """Remember the arguments; nothing is bound yet."""
-        self._traces = traces
+        self.traces = traces
         self._endpoint = endpoint
         self._port = port
         self._server: Server | None = None
@@ -71,7 +85,7 @@ class Web:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stop serving and close every connection."""
-        self._traces.close()
+        self.traces.close()
         if self._server:
             self._server.stop()
 
@@ -103,15 +117,15 @@ class Web:
         if path == "/traces":
             return self._news(parse_qs(query))
         if path.startswith("/traces/"):
-            trace = self._traces.get(path.removeprefix("/traces/"))
+            trace = self.traces.get(path.removeprefix("/traces/"))
             if trace:
                 return _json(summarise(trace) | detail(trace))
         raise RefusedError(404, "not found")
 
     def _news(self, query: dict[str, list[str]]) -> Answer:
         after = query.get("after", ["0"])[0]
-        known = query.get("store", [""])[0] == self._traces.store and re.fullmatch("[0-9]{1,15}", after)
-        news = self._traces.news(int(after) if known else -1, POLL_SECONDS)
+        known = query.get("store", [""])[0] == self.traces.store and re.fullmatch("[0-9]{1,15}", after)
+        news = self.traces.news(int(after) if known else -1, POLL_SECONDS)
         return _json(
             {
                 "store": news.store,
