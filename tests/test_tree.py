@@ -1,48 +1,20 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from making import at, exception, span
 
-from mackerel_otel_server.cli.spans import ReceivedEvent, ReceivedSpan
+from mackerel_otel_server.cli.spans import ReceivedSpan
+from mackerel_otel_server.cli.style import columns
 from mackerel_otel_server.cli.tree import render
-
-MS = 1_000_000
-SECOND = 1_000 * MS
-
-
-def span(name: str, span_id: str, parent: str = "", **changes: Any) -> ReceivedSpan:
-    values: dict[str, Any] = {
-        "name": name,
-        "kind": "INTERNAL",
-        "trace_id": "t1",
-        "span_id": span_id,
-        "parent_span_id": parent,
-        "start_time_unix_nano": 1_700_000_000 * SECOND,
-        "end_time_unix_nano": 1_700_000_000 * SECOND + 2 * MS,
-        "attributes": {},
-        "resource": {"service.name": "shop", "process.pid": 42},
-        "scope": "tests",
-        "status_code": "UNSET",
-        "status_message": "",
-        "events": (),
-    }
-    return ReceivedSpan(**(values | changes))
-
-
-def at(milliseconds: int, duration: float = 1) -> dict[str, Any]:
-    start = 1_700_000_000 * SECOND + milliseconds * MS
-    return {"start_time_unix_nano": start, "end_time_unix_nano": start + int(duration * MS)}
 
 
 def drawn(*spans: ReceivedSpan, encoding: str = "utf-8") -> list[str]:
     """Return the lines of one trace below its header."""
     return [line for line in render(spans, encoding=encoding) if line][1:]
-
-
-def exception(kind: str, text: str) -> tuple[ReceivedEvent, ...]:
-    return (ReceivedEvent("exception", 0, {"exception.type": kind, "exception.message": text}),)
 
 
 def test_the_header_says_which_trace_of_which_service_and_process_and_when() -> None:
@@ -153,3 +125,46 @@ def test_a_span_that_arrived_twice_is_drawn_twice_and_its_children_once() -> Non
 
 def test_a_very_deep_trace_is_drawn() -> None:
     assert len(drawn(*(span("s", str(n), str(n - 1) if n else "") for n in range(3000)))) == 3000
+
+
+TROUBLED: tuple[ReceivedSpan, ...] = (
+    span("GET /さば/{id}", "1", kind="SERVER", attributes={"http.response.status_code": 500}, status_code="ERROR"),
+    span("SELECT", "2", "1", kind="CLIENT", attributes={"db.query.text": "SELECT * FROM 魚 WHERE 名前 = '鯖' " * 5}),
+    span("b", "3", "2", status_code="ERROR", events=exception("ValueError", "無効な値です")),
+    *(span(f"深い {n}", str(n), str(n - 1)) for n in range(4, 40)),
+)
+
+
+@given(limit=st.integers(1, 200), encoding=st.sampled_from(["utf-8", "ascii", "shift_jis"]))
+def test_no_line_is_wider_than_the_limit(limit: int, encoding: str) -> None:
+    for line in render(TROUBLED, encoding=encoding, limit=limit):
+        assert columns(line) <= limit, line
+
+
+def test_in_twenty_columns_names_are_read_and_the_header_goes_on_below() -> None:
+    lines = list(render(TROUBLED[:3], limit=20))
+    assert re.fullmatch(r"  \d\d:\d\d:20\.000", lines.pop(2))
+    assert lines == [
+        "trace t1  shop",
+        "  pid 42",
+        "  2.00 ms  GET /...",
+        "  2.00 ms  └─ SEL...",
+        "  2.00 ms  .. b  ...",
+        "",
+    ]
+
+
+def test_branches_that_leave_no_room_are_left_out() -> None:
+    deep = [line for line in render(TROUBLED, limit=40) if "深い 39" in line]
+    assert deep == [line for line in deep if re.match(r"  2\.00 ms  \.\. └─ INTERNAL", line)]
+    assert len(deep) == 1
+
+
+def test_without_a_limit_nothing_more_is_cut() -> None:
+    (line,) = (line for line in render(TROUBLED) if "深い 39" in line)
+    assert line.startswith(f"  2.00 ms  {' ' * 3 * 37}└─ ")
+
+
+def test_what_went_wrong_stands_before_the_query() -> None:
+    failed = span("SELECT", "1", kind="CLIENT", status_code="ERROR", attributes={"db.query.text": "SELECT x"})
+    assert drawn(failed) == ["  2.00 ms  CLIENT SELECT  ERROR  SELECT x"]

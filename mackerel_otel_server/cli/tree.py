@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 _NAME_LIMIT = 120
 _TEXT_LIMIT = 100
-# A terminal with fewer columns has no room for the kind of each span.
+# A terminal with fewer columns has no room for the kind of each span and today's date.
 _NARROW = 40
+# What a span's line needs beside its branches.
+_NEEDED = 24
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def render(spans: Iterable[ReceivedSpan], *, encoding: str = "utf-8", limit: int
 
 
 def _lines(nodes: list[Node], limit: int | None) -> Iterator[list[Part]]:
-    yield from _wrapped(_header(nodes[0].span), limit)
+    yield from _wrapped(_header(nodes[0].span, limit), limit)
     durations = [f"{_milliseconds(node.span):.2f} ms" for node in nodes]
     width = max(map(len, durations))
     for node, duration in zip(nodes, durations, strict=True):
@@ -105,8 +107,12 @@ def _spaced(fields: list[Part]) -> list[Part]:
 def _shortened(prefix: str, limit: int | None) -> str:
     """Return the branches next to a span when all of them would leave no room for its name."""
     levels = len(prefix) // len(_BLANK)
-    most = levels if limit is None else max(1, limit // 2 // len(_BLANK))
+    most = levels if limit is None else max(1, (limit - _NEEDED) // 2 // len(_BLANK))
     return prefix if levels <= most else f".. {prefix[-(most - 1) * len(_BLANK) :] if most > 1 else ''}"
+
+
+def _is_narrow(limit: int | None) -> bool:
+    return limit is not None and limit < _NARROW
 
 
 def _branches(encoding: str) -> _Branches:
@@ -151,13 +157,14 @@ def _descend(roots: list[Node], children: dict[str, list[ReceivedSpan]], branche
             stack.append(Node(span, node.indent + branch, node.indent + bar, parent=node.span))
 
 
-def _header(root: ReceivedSpan) -> list[Part]:
+def _header(root: ReceivedSpan, limit: int | None) -> list[Part]:
     moment = datetime.fromtimestamp(root.start_time_unix_nano / 1e9, tz=timezone.utc).astimezone()
+    day = "" if _is_narrow(limit) else f"{moment:%Y-%m-%d} "
     return [
         Part(f"trace {root.trace_id}", ("dim",)),
         Part(_service(root), ("bold", "blue")),
         Part(_pid(root)),
-        Part(f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}", ("dim",)),
+        Part(f"{day}{moment:%H:%M:%S}.{moment.microsecond // 1000:03}", ("dim",)),
     ]
 
 
@@ -177,7 +184,7 @@ def _describe(node: Node, limit: int | None) -> list[Part]:
     span = node.span
     error = ("red",) if span.status_code == "ERROR" else ()
     emphasis = ("bold",) if span.kind == "SERVER" else ()
-    kind = "" if limit is not None and limit < _NARROW else f"{span.kind} "
+    kind = "" if _is_narrow(limit) else f"{span.kind} "
     parts = [Part(f"{kind}{one_line(full_name(span), _NAME_LIMIT)}", emphasis + error)]
     if span.kind == "SERVER":
         status = _first(span.attributes, "http.response.status_code", "http.status_code")
