@@ -45,5 +45,6 @@ def jsonable(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a person reads it: text as it is, everything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(jsonable(value), ensure_ascii=False)
+    """Return a value as a person reads it: text as it is, also what jsonable() makes text, everything else as JSON."""
+    value = jsonable(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -107,11 +107,7 @@ class Traces:
             self._changed.notify_all()
 
     def _extend(self, trace_id: str, more: list[ReceivedSpan]) -> None:
-        self._version += 1
-        trace = self._traces.get(trace_id)
-        if trace is None:
-            self._number += 1
-            trace = Trace(trace_id, self._number)
+        trace = self._traces.get(trace_id) or Trace(trace_id, self._number + 1)
         kept = list(trace.spans)
         characters = trace.characters
         for span in more:
@@ -120,7 +116,11 @@ class Traces:
             if len(kept) < self._most_spans and characters + size <= self._most_characters // 2:
                 kept.append(span)
                 characters += size
+        if not kept:
+            return
         self._characters += characters - trace.characters
+        self._version += 1
+        self._number = max(self._number, trace.number)
         left_out = trace.left_out + len(trace.spans) + len(more) - len(kept)
         self._traces[trace_id] = replace(
             trace, version=self._version, spans=tuple(kept), left_out=left_out, characters=characters

@@ -1,0 +1,148 @@
+"""What the page keeps: the latest traces, and never more than fits."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+from making import at, exception, span
+
+from mackerel_otel_server.cli.spans import ReceivedSpan
+from mackerel_otel_server.cli.summary import detail, summarise
+from mackerel_otel_server.cli.traces import Trace, Traces
+
+TIMEOUT = 30.0
+
+
+def traced(number: int, name: str = "a", **changes: Any) -> ReceivedSpan:
+    return span(name, "1", trace_id=f"t{number}", **changes)
+
+
+def kept(traces: Traces) -> list[str]:
+    return [trace.id for trace in traces.news(0, 0).traces]
+
+
+def get(traces: Traces, trace_id: str = "t1") -> Trace:
+    trace = traces.get(trace_id)
+    assert trace
+    return trace
+
+
+def of(*spans: ReceivedSpan) -> Trace:
+    traces = Traces()
+    traces.add(spans)
+    return get(traces)
+
+
+def test_the_oldest_traces_go_when_there_are_too_many() -> None:
+    traces = Traces(most_traces=3)
+    for number in range(5):
+        traces.add([traced(number)])
+    assert kept(traces) == ["t2", "t3", "t4"]
+    assert traces.news(0, 0).oldest == get(traces, "t2").number
+    assert traces.get("t0") is None
+
+
+def test_the_oldest_traces_go_when_their_spans_say_too_much() -> None:
+    traces = Traces(most_characters=20_000)
+    for number in range(9):
+        traces.add([traced(number, "x" * 5_000)])
+    assert kept(traces) == ["t6", "t7", "t8"]
+
+
+def test_a_very_large_trace_neither_grows_without_limit_nor_drives_the_others_out() -> None:
+    traces = Traces(most_spans=10, most_characters=20_000)
+    traces.add([traced(1)])
+    traces.add([span("b", str(n), trace_id="t2") for n in range(25)])
+    traces.add([traced(3, "x" * 1_000_000)])
+    assert kept(traces) == ["t1", "t2"]
+    assert (len(get(traces, "t2").spans), get(traces, "t2").left_out) == (10, 15)
+
+
+def test_a_trace_of_which_nothing_can_be_kept_is_no_trace() -> None:
+    traces = Traces(most_characters=1_000)
+    traces.add([traced(1, "x" * 5_000), traced(2)])
+    assert kept(traces) == ["t2"]
+
+
+def test_only_what_has_changed_is_news() -> None:
+    traces = Traces()
+    traces.add([traced(1), traced(2)])
+    version = traces.news(0, 0).version
+    traces.add([traced(1, "b")])
+    news = traces.news(version, 0)
+    assert [(trace.id, len(trace.spans)) for trace in news.traces] == [("t1", 2)]
+    assert traces.news(news.version, 0).traces == ()
+
+
+def test_who_waits_for_news_gets_them_when_they_come() -> None:
+    traces = Traces()
+    got: list[str] = []
+    waiting = threading.Thread(target=lambda: got.extend(t.id for t in traces.news(0, TIMEOUT).traces))
+    waiting.start()
+    traces.add([traced(1)])
+    waiting.join(TIMEOUT)
+    assert got == ["t1"]
+
+
+def test_nobody_waits_for_news_of_a_store_that_is_closed() -> None:
+    traces = Traces()
+    traces.close()
+    before = time.monotonic()
+    assert traces.news(0, TIMEOUT).traces == ()
+    assert time.monotonic() - before < TIMEOUT / 2
+
+
+def test_the_list_gets_the_request_its_worker_and_its_error() -> None:
+    root = span(
+        "GET /{id}",
+        "1",
+        kind="SERVER",
+        attributes={"http.request.method": "GET", "http.route": "/{id}", "http.response.status_code": 500},
+        resource={"service.name": "shop", "process.pid": 42, "host.name": "h1", "service.instance.id": "i1"},
+        status_code="ERROR",
+        events=exception("ValueError", "無効"),
+        **at(0, 5),
+    )
+    # Children end, and arrive, before their parents.
+    line = summarise(of(span("SELECT", "2", "1", **at(1, 1)), root))
+    assert (line["name"], line["method"], line["route"], line["status"]) == ("GET /{id}", "GET", "/{id}", "500")
+    assert (line["spans"], line["errors"], line["error"]) == (2, 1, "ValueError: 無効")
+    assert line["worker"] == {"service": "shop", "pid": "42", "host": "h1", "instance": "i1"}
+    assert (line["duration"], line["services"]) == (5_000_000, ["shop"])
+    assert "無効" in line["text"]
+    assert "select" in line["text"]
+
+
+def test_a_span_of_a_trace_that_began_elsewhere_is_its_head() -> None:
+    assert summarise(of(span("b", "2", "1", **at(1)), span("a", "1", "0", **at(0))))["name"] == "a"
+
+
+def test_the_waterfall_gets_parents_before_children_and_times_from_the_start() -> None:
+    spans = detail(of(span("b", "2", "1", **at(3, 1)), span("a", "1", **at(1, 5))))["spans"]
+    assert [(s["name"], s["depth"], s["offset"], s["duration"]) for s in spans] == [
+        ("a", 0, 0, 5_000_000),
+        ("b", 1, 2_000_000, 1_000_000),
+    ]
+
+
+def test_a_span_of_another_process_is_marked() -> None:
+    elsewhere = {"service.name": "stock", "process.pid": 43}
+    got = detail(of(span("a", "1"), span("b", "2", "1", resource=elsewhere)))
+    assert [s["elsewhere"] for s in got["spans"]] == [False, True]
+    assert got["resources"][got["spans"][1]["resource"]]["worker"]["service"] == "stock"
+
+
+def test_what_json_lacks_is_text_for_the_page() -> None:
+    attributes = {"nan": float("nan"), "raw": b"\0", "nothing": None, "list": [1, float("inf")], "lone": "\ud800"}
+    got = json.dumps(detail(of(span("a", "1", attributes=attributes))), allow_nan=False)
+    pairs = dict(json.loads(got)["spans"][0]["attributes"])
+    assert (pairs["nan"], pairs["raw"], pairs["nothing"], pairs["list"]) == ("NaN", "AA==", "null", '[1, "Infinity"]')
+
+
+def test_a_value_of_megabytes_is_cut_and_says_so() -> None:
+    ((_, text),) = detail(of(span("a", "1", attributes={"x": "y" * 1_000_000})))["spans"][0]["attributes"]
+    assert len(text) < 60_000
+    assert text.endswith("(950000 more characters)")
