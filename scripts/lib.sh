@@ -89,6 +89,8 @@ prepare_machine() {
   packages+=(g++ odbc-mariadb odbc-postgresql odbcinst unixodbc-dev)
   # For systemd-analyze, which needs no systemd that runs.
   packages+=(systemd)
+  # The page of `receive --web` is tested in it.
+  packages+=(chromium chromium-driver)
   local fresh_mariadb='' fresh_postgresql=''
 
   if mysql_answers; then

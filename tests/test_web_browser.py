@@ -1,0 +1,288 @@
+"""The page with the latest traces, in a real Chromium."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from making import at, exception, span
+from servers import DEADLINE, environment, gunicorn, wait_until
+
+from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.traces import Traces
+from mackerel_otel_server.cli.web import Web
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+    from selenium.webdriver.remote.webelement import WebElement
+
+EVIL = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script>"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Chrome]:
+    """Start a headless Chromium, one for all tests of this file in a process."""
+    programs = shutil.which("chromium"), shutil.which("chromedriver")
+    if not all(programs) or importlib.util.find_spec("selenium") is None:
+        reason = "Chromium, its driver or selenium is not installed"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{reason}, and CI=true skips nothing")
+        pytest.skip(reason)
+    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+    options = ChromeOptions()
+    options.binary_location = programs[0] or ""
+    # A container's root has no sandbox, and little shared memory.
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--lang=en"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with Chrome(options, ChromeService(programs[1])) as driver:
+        driver.set_page_load_timeout(DEADLINE)
+        yield driver
+
+
+class Page:
+    """The page in a browser."""
+
+    def __init__(self, driver: Chrome) -> None:
+        self.driver = driver
+
+    def open(self, web: Web, *, width: int = 1280, scheme: str = "light") -> None:
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.driver.get("about:blank")  # otherwise a URL that differs in its fragment alone loads nothing
+        self.complaints()  # about other tests' pages
+        self.driver.get(web.url)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return [element for element in self.driver.find_elements("css selector", selector) if element.is_displayed()]
+
+    def wait(self, condition: Callable[[], Any], what: str) -> None:
+        wait_until(condition, what, lambda: self.driver.find_element("tag name", "body").text)
+
+    def one(self, selector: str) -> WebElement:
+        self.wait(lambda: self.all(selector), selector)
+        return self.all(selector)[0]
+
+    def read(self, selector: str) -> list[str]:
+        """Return the texts of all elements at one moment: the page redraws them whenever something arrives."""
+        script = (
+            "return [...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility()).map(e => e.innerText)"
+        )
+        texts: list[str] = self.driver.execute_script(script, selector)
+        return texts
+
+    def wait_for(self, selector: str, text: str) -> None:
+        self.wait(lambda: any(text in found for found in self.read(selector)), f"{text!r} in {selector}")
+
+    def choose(self, text: str) -> None:
+        self.wait_for("#traces a", text)
+        script = "[...document.querySelectorAll('#traces a')].find(e => e.innerText.includes(arguments[0])).click()"
+        self.driver.execute_script(script, text)
+
+    def keys(self, *keys: str) -> None:
+        self.driver.switch_to.active_element.send_keys(*keys)
+
+    def focused(self) -> str:
+        return self.driver.switch_to.active_element.text
+
+    def picture(self, name: str) -> None:
+        """Keep what is seen, for people, where they ask for it."""
+        if folder := os.environ.get("SCREENSHOTS"):
+            self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+    def complaints(self) -> list[str]:
+        """Return what the browser complains about: scripts that fail, and what the page's policy has refused."""
+        entries = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return [entry["message"] for entry in entries if entry["level"] in {"SEVERE", "WARNING"}]
+
+
+@pytest.fixture
+def page(chromium: Chrome) -> Page:
+    return Page(chromium)
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with Web(Traces(), "http://127.0.0.1:4318/v1/traces") as running:
+        yield running
+
+
+def request(number: int, route: str, **changes: Any) -> Any:
+    attributes = {"http.request.method": "GET", "http.route": route, "http.response.status_code": 200}
+    values = {"kind": "SERVER", "trace_id": f"{number:032x}", "attributes": attributes, **at(number, 20)}
+    return span(f"GET {route}", f"{number:016x}", **(values | changes))
+
+
+def test_a_request_to_a_real_gunicorn_appears_and_its_waterfall_opens(page: Page, tmp_path: Path) -> None:
+    traces = Traces()
+    with (
+        Receiver(api_key="test-key", on_spans=traces.add) as receiver,
+        Web(traces, receiver.url) as web,
+        gunicorn(tmp_path, env=environment(receiver)) as server,
+    ):
+        page.open(web)
+        page.wait_for("#none", f"MACKEREL_OTEL_ENDPOINT={receiver.url}")
+        page.wait_for("#state", "live")
+        pid = server.get("/pid").body.decode()
+        page.wait_for("#traces a", f"shop · pid {pid}")
+        server.get("/query")
+        page.choose("/query")
+        page.wait_for(".span .hint", "SELECT 41 + ?")
+        assert len(page.all(".span .bar")) == 2
+        page.one(".span.CLIENT").click()
+        page.wait_for(".about td", "sqlite")
+        server.get("/fail")
+        page.choose("/fail")
+        page.wait_for(".exception h3", "RuntimeError: this route fails")
+        page.wait_for(".exception .stack", 'raise RuntimeError("this route fails")')
+        assert page.read(".title .status") == ["500"]
+        page.one("#errors").click()
+        page.wait_for("#count", "1 of 3")
+        assert ["/fail" in text for text in page.read("#traces li")] == [True]
+        page.picture("light")
+        assert page.complaints() == []
+
+
+def test_what_a_span_says_is_text(page: Page, web: Web) -> None:
+    attributes = {EVIL: EVIL, "http.request.method": EVIL, "http.route": EVIL, "http.response.status_code": EVIL}
+    resource = {"service.name": EVIL, "process.pid": EVIL, "host.name": EVIL, EVIL: EVIL}
+    told = {"attributes": attributes, "resource": resource, "status_code": "ERROR", "status_message": EVIL}
+    web.traces.add([request(1, EVIL, events=exception(EVIL, EVIL), **told)])
+    web.traces.add([span(EVIL, "2", f"{1:016x}", trace_id=f"{1:032x}", attributes={"db.query.text": EVIL})])
+    page.open(web)
+    page.choose(EVIL)
+    page.wait_for(".exception h3", f"{EVIL}: {EVIL}")
+    page.wait_for(".about th", EVIL)
+    page.wait_for(".hint", EVIL)
+    page.wait_for("h2", EVIL)
+    assert page.driver.execute_script("return window.hacked") is None
+    assert page.driver.execute_script("return document.querySelectorAll('img, script').length") == 1
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "document.body.innerHTML = '<img src=x onerror=window.hacked=1>'",
+        "document.createElement('img').setAttribute('onerror', 'window.hacked=1')",
+        "document.createElement('script').text = 'window.hacked=1'",
+    ],
+    ids=["HTML", "handler", "script"],
+)
+def test_the_policy_stops_what_would_get_in_all_the_same(page: Page, web: Web, attempt: str) -> None:
+    page.open(web)
+    script = f"try {{ {attempt}; return 'done'; }} catch (error) {{ return error.name; }}"
+    assert page.driver.execute_script(script) == "TypeError"
+    assert page.driver.execute_script("return window.hacked") is None
+
+
+def test_the_filter_finds_names_attributes_and_services(page: Page, web: Web) -> None:
+    web.traces.add([request(1, "/carts"), request(2, "/fish", resource={"service.name": "stock"})])
+    query = span("SELECT", "9", f"{2:016x}", trace_id=f"{2:032x}", attributes={"db.query.text": "SELECT 鯖"}, **at(3))
+    web.traces.add([query])
+    page.open(web)
+    page.wait_for("#count", "2 traces")
+    search = page.one("#search")
+    for words, expected in (("鯖 select", "/fish"), ("CART", "/carts"), ("stock", "/fish")):
+        search.clear()
+        search.send_keys(words)
+        page.wait(lambda: page.read("#count") == ["1 of 2"], words)
+        (found,) = page.read("#traces li")
+        assert expected in found
+    search.send_keys("no such thing")
+    page.wait_for("#unmatched", "No trace matches")
+    web.traces.add([request(3, "/new")])
+    page.wait_for("#count", "0 of 3")  # what arrives is filtered, too
+    page.one("#clear").click()
+    page.wait_for("#count", "3 traces")
+
+
+def test_a_page_that_stays_open_goes_on_with_the_next_receiver(page: Page) -> None:
+    with Web(Traces(), "http://127.0.0.1:4318/v1/traces") as first:
+        first.traces.add([request(1, "/before")])
+        page.open(first)
+        page.wait_for("#traces", "/before")
+        page.wait_for("#state", "live")
+    page.wait_for("#state", "no connection, trying again")
+    port = int(first.url.rstrip("/").rpartition(":")[2])
+    with Web(Traces(), "http://127.0.0.1:4318/v1/traces", port) as second:
+        second.traces.add([request(1, "/after")])
+        page.wait_for("#traces", "/after")
+        page.wait_for("#state", "live")
+        assert "/before" not in "".join(page.read("#traces"))
+
+
+def test_traces_that_are_not_kept_leave_the_page_as_well(page: Page) -> None:
+    with Web(Traces(most_traces=2), "") as web:
+        web.traces.add([request(1, "/one"), request(2, "/two")])
+        page.open(web)
+        page.choose("/one")
+        page.wait_for("h2", "/one")
+        web.traces.add([request(3, "/three")])
+        page.wait_for("#trace", "This trace is not here any more")
+        assert len(page.read("#traces li")) == 2
+
+
+def test_a_trace_that_is_open_grows_while_its_spans_arrive(page: Page, web: Web) -> None:
+    web.traces.add([request(1, "/")])
+    page.open(web)
+    page.choose("/")
+    page.one(".span").click()
+    page.wait_for(".about th", "http.route")
+    web.traces.add([span("late", "9", f"{1:016x}", trace_id=f"{1:032x}", **at(5))])
+    page.wait_for(".span .name", "late")
+    assert len(page.all(".about")) == 1  # what was open stays open
+
+
+def test_everything_can_be_reached_by_keyboard(page: Page, web: Web) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    web.traces.add([request(1, "/one"), request(2, "/two")])
+    page.open(web)
+    page.one("#traces a").send_keys(Keys.ARROW_DOWN)
+    assert "/one" in page.focused()
+    page.keys(Keys.ENTER)
+    page.wait_for("h2", "/one")
+    page.one(".span").send_keys(Keys.ENTER)
+    page.one(".about")
+    page.keys(Keys.ESCAPE)
+    page.wait_for("#trace", "Choose a trace")
+    page.keys("/")
+    page.wait(lambda: page.driver.switch_to.active_element.get_attribute("id") == "search", "the search has the focus")
+    assert page.driver.switch_to.active_element.get_attribute("value") == ""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (400, "dark"), (1280, "dark")])
+def test_it_fits_and_is_dark_where_it_is_dark(page: Page, web: Web, width: int, scheme: str) -> None:
+    failed = {"status_code": "ERROR", "events": exception("SoldOutError", "no mackerel left")}
+    query = {"db.query.text": "SELECT name, price FROM fish WHERE price < ? " * 5}
+    web.traces.add([request(1, "/fish/{id}/with/a/very/long/route/that/has/no/end/at/all"), request(2, "/x", **failed)])
+    for number in range(10, 16):
+        deep = {"trace_id": f"{1:032x}", **at(number - 8, 3)}
+        web.traces.add([span("SELECT", str(number), f"{1:016x}", kind="CLIENT", attributes=query, **deep)])
+    page.open(web, width=width, scheme=scheme)
+    page.wait_for("#traces", "SoldOutError")
+    page.picture(f"{scheme}-{width}-list")
+    measure = "return [document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor]"
+    wide, colour = page.driver.execute_script(measure)
+    assert wide <= width
+    assert (sum(map(int, colour[4:-1].split(","))) < 200) == (scheme == "dark")
+    page.choose("/fish")
+    page.one(".span.CLIENT").click()
+    page.wait_for(".about td", "SELECT name")
+    page.picture(f"{scheme}-{width}-trace")
+    fits = "(e => e.scrollWidth <= e.clientWidth)(document.querySelector(s))"
+    assert page.driver.execute_script(f"return ['#detail', '.waterfall', '.about'].every(s => {fits})")
+    assert page.driver.execute_script(measure)[0] <= width
+    if width == 400:
+        assert page.all("#traces") == []
+        page.one("#back").click()
+        page.wait_for("#traces", "/fish")
