@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from pathlib import Path
 
@@ -152,3 +154,47 @@ def test_a_gunicorn_that_is_not_installed_is_one_clear_line(tmp_path: Path) -> N
     assert result.returncode == 1, result
     assert "pip install 'mackerel-otel-server[gunicorn]'" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_web_keeps_the_traces_on_a_page_until_ctrl_c(tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    with start(tmp_path, mark, "--web", PYTHONUNBUFFERED="1") as process:
+        try:
+            assert process.stdout is not None
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if "stay at" in line:
+                    break
+            match = re.search(r"The traces stay at (http://127\.0\.0\.1:\d+/) until Ctrl-C\n", lines[-1])
+            assert match, "".join(lines)
+            assert len(marked(mark)) == 1, "the server is gone, the page is not"
+            with urllib.request.urlopen(f"{match[1]}traces", timeout=TIMEOUT) as response:
+                traces = json.load(response)["traces"]
+            assert {"/fail", "/slow"} <= {trace["route"] for trace in traces}
+            assert len({trace["worker"]["pid"] for trace in traces}) == 2
+            os.killpg(process.pid, signal.SIGINT)
+            output, _ = process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
+    assert (process.returncode, output) == (0, "")
+    assert marked(mark) == set()
+
+
+def test_a_terminal_sees_what_is_waited_for() -> None:
+    # What `demo` waits with: whether a real server needs more than a second is a matter of the machine.
+    program = (
+        "import time; from mackerel_otel_server.cli.watch import Watch; t = time.monotonic(); "
+        "Watch().until(lambda: time.sleep(0.05) or time.monotonic() - t > 1.3, 9, 'waiting for the server')"
+    )
+    master, slave = os.openpty()
+    try:
+        env = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {
+            "TERM": "xterm",
+            "NO_COLOR": "1",
+        }
+        subprocess.run([sys.executable, "-c", program], stderr=slave, env=env, timeout=TIMEOUT, check=True)
+        assert os.read(master, 1000).decode() == "\rwaiting for the server (1 s)\r\x1b[K"
+    finally:
+        os.close(slave)
+        os.close(master)

@@ -1,22 +1,30 @@
 from __future__ import annotations
 
+import fcntl
+import gzip
 import http.client
+import json
 import os
 import re
+import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from mackerel_otel_server.cli import main
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 TIMEOUT = 30.0
 
@@ -32,10 +40,12 @@ class Running:
         self._reader.start()
 
     def _read(self, output: IO[str]) -> None:
-        for line in output:
-            with self._changed:
-                self._text += line
-                self._changed.notify_all()
+        # A pseudo-terminal ends with an error.
+        with suppress(OSError):
+            for line in output:
+                with self._changed:
+                    self._text += line
+                    self._changed.notify_all()
 
     @property
     def text(self) -> str:
@@ -208,3 +218,195 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback(tmp_path: Path) -> Non
             assert process.stderr.read() == ""
         finally:
             process.kill()
+
+
+@contextmanager
+def receive_on_terminal(folder: Path, columns: int, **env: str) -> Iterator[Running]:
+    """Run it on a pseudo-terminal of that width."""
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    # How the tests themselves are run says nothing about that terminal.
+    inherited = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "COLUMNS"}}
+    with (
+        os.fdopen(master, encoding="utf-8") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "mackerel_otel_server", "receive", "--port", "0"],
+            cwd=folder,
+            env=inherited | {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8", "TERM": "xterm"} | env,
+            stdout=slave,
+            stderr=slave,
+        ) as process,
+    ):
+        os.close(slave)
+        running = Running(process, output)  # type: ignore[arg-type]
+        try:
+            yield running
+        finally:
+            running.end(signal.SIGKILL)
+
+
+def test_a_terminal_gets_trees_in_colour(tmp_path: Path) -> None:
+    with receive_on_terminal(tmp_path, 120) as running:
+        send(running.port, ("GET /", 1, 0), ("SELECT", 2, 1))
+        running.wait_for(r"\x1b\[1mSERVER GET /\x1b\[0m")
+        running.wait_for(r"CLIENT SELECT")
+        assert running.end() == 0
+
+
+@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "dumb"])
+def test_a_terminal_that_wants_no_colour_gets_none(tmp_path: Path, env: dict[str, str]) -> None:
+    with receive_on_terminal(tmp_path, 120, **env) as running:
+        send(running.port, ("GET /", 1, 0))
+        running.wait_for(r"SERVER GET /")
+        assert running.end() == 0
+        assert "\x1b" not in running.text
+
+
+def test_twenty_columns_are_enough(tmp_path: Path) -> None:
+    with receive_on_terminal(tmp_path, 20, NO_COLOR="1") as running:
+        send(running.port, ("GET /さば/{id}/and/more", 1, 0), ("SELECT", 2, 1))
+        running.wait_for(r"2\.00 ms  GET /[^\n]*\.\.\.\r?\n")
+        running.wait_for(r"4\.00 ms  └─ SELECT\r?\n")
+        assert running.end() == 0
+        assert "Traceback" not in running.text
+
+
+def test_json_is_one_line_for_each_span_and_nothing_else(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "mackerel_otel_server", "receive", "--port", "0", "--json", "--web-port", "0"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        assert process.stderr is not None
+        running = Running(process, process.stderr)
+        try:
+            port = running.port
+            send(port, ("GET /鯖", 1, 0), ("SELECT", 2, 1))
+            send(port, ("a\nb\x1b[2J", 3, 0), trace=2)
+            send(port, ("a", 1, 0), path="/elsewhere")
+            running.wait_for("refused POST /elsewhere with 404")
+            assert running.end() == 0
+            assert process.stdout is not None
+            lines = process.stdout.read().split("\n")
+        finally:
+            process.kill()
+    assert lines.pop() == ""
+    spans = [json.loads(line) for line in lines]
+    assert [span["name"] for span in spans] == ["GET /鯖", "SELECT", "a\nb\x1b[2J"]
+    assert "鯖" in lines[0]
+    assert "\x1b" not in lines[2]
+    assert spans[1]["parent_span_id"] == spans[0]["span_id"]
+    assert spans[0]["resource"] == {"service.name": "shop", "process.pid": 4711}
+
+
+def test_web_serves_a_page_with_what_is_received(tmp_path: Path) -> None:
+    with receive(tmp_path, "--web-port", "0") as running:
+        page = int(running.wait_for(r"in a browser on this machine: http://127\.0\.0\.1:(\d+)/\n")[1])
+        send(running.port, ("GET /", 1, 0))
+        connection = http.client.HTTPConnection("127.0.0.1", page, timeout=TIMEOUT)
+        connection.request("GET", "/traces")
+        (trace,) = json.loads(connection.getresponse().read())["traces"]
+        connection.close()
+        assert (trace["name"], trace["worker"]["pid"]) == ("GET /", "4711")
+        running.wait_for("SERVER GET /\n")
+        assert running.end() == 0
+        assert "Traceback" not in running.text
+
+
+def test_a_port_of_the_page_that_is_taken_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with receive(tmp_path, "--web-port", port) as running:
+            assert running.process.wait(TIMEOUT) == 1
+            running.wait_for(rf"cannot listen on 127\.0\.0\.1 port {port} \(Address already in use\): there is no page")
+            assert "mackerel-otel-server receive --web-port 0\n" in running.text
+            assert running.text.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--port", "--web-port"])
+@pytest.mark.parametrize("value", ["65536", "-1", "http", "", "²"])
+def test_what_is_no_port_is_a_usage_error(capsys: pytest.CaptureFixture[str], option: str, value: str) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["receive", f"{option}={value}"])
+    assert raised.value.code == 2
+    assert "is no port: expected 0 to 65535" in capsys.readouterr().err
+
+
+def ask(port: int, *parts: bytes) -> int:
+    """Send bytes, as many as are taken, and return the status of the answer."""
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as connection:
+        with suppress(ConnectionError):
+            for part in parts:
+                connection.sendall(part)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        response.read()
+        return response.status
+
+
+def head(*lines: str) -> bytes:
+    return "\r\n".join(["POST /v1/traces HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+
+
+def test_whatever_comes_instead_of_spans_is_one_line_and_the_next_request_is_received(tmp_path: Path) -> None:
+    protobuf, gzipped = "Content-Type: application/x-protobuf", "Content-Encoding: gzip"
+    bomb = gzip.compress(b"\0" * 100_000_000, 1)
+    with receive(tmp_path) as running:
+        port = running.port
+        for status, message, parts in (
+            (400, "the body is no ExportTraceServiceRequest", [head(protobuf, "Content-Length: 5"), b"hello"]),
+            (400, "Content-Type must be", [head("Content-Type: application/json", "Content-Length: 2"), b"{}"]),
+            (
+                413,
+                "more than 6000000 bytes",
+                [head(protobuf, f"Content-Length: {len(bomb)}", "Content-Encoding: gzip"), bomb],
+            ),
+            (400, "", [head(protobuf, "Transfer-Encoding: chunked"), b"zz\r\n"]),
+        ):
+            assert ask(port, *parts) == status
+            running.wait_for(f"refused POST /v1/traces with {status}: .*{message}")
+        assert send(port, ("a", 1, 0)) == 200
+        assert running.end() == 0
+        assert "refused 4 requests\n" in running.text
+        assert "Traceback" not in running.text
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_a_hundred_megabytes_are_refused_and_not_held(tmp_path: Path, chunked: bool) -> None:
+    def most(process: subprocess.Popen[str]) -> int:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        match = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert match
+        return int(match[1]) * 1024
+
+    framing = "Transfer-Encoding: chunked" if chunked else "Content-Length: 100000000"
+    part = b"x" * 1_000_000
+    with receive(tmp_path) as running:
+        port = running.port
+        send(port, ("a", 1, 0))
+        before = most(running.process)
+        parts = [b"%x\r\n%s\r\n" % (len(part), part) if chunked else part] * 100
+        assert ask(port, head("Content-Type: application/x-protobuf", framing), *parts) == 413
+        assert most(running.process) - before < 30_000_000
+        running.wait_for("with 413: the request has more than 6000000 bytes")
+
+
+def test_a_thousand_connections_that_say_nothing_stop_nobody(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    silent: list[socket.socket] = []
+    try:
+        with receive(tmp_path) as running:
+            port = running.port
+            silent += [socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) for _ in range(1000)]
+            assert send(port, ("a", 1, 0)) == 200
+            running.wait_for("SERVER a\n")
+            assert running.end() == 0
+            assert "Traceback" not in running.text
+    finally:
+        for connection in silent:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
