@@ -362,7 +362,7 @@ def test_whatever_comes_instead_of_spans_is_one_line_and_the_next_request_is_rec
             (
                 413,
                 "more than 6000000 bytes",
-                [head(protobuf, f"Content-Length: {len(bomb)}", "Content-Encoding: gzip"), bomb],
+                [head(protobuf, f"Content-Length: {len(bomb)}", gzipped), bomb],
             ),
             (400, "", [head(protobuf, "Transfer-Encoding: chunked"), b"zz\r\n"]),
         ):

@@ -126,7 +126,7 @@ def test_a_request_to_a_real_gunicorn_appears_and_its_waterfall_opens(page: Page
     with (
         Receiver(api_key="test-key", on_spans=traces.add) as receiver,
         Web(traces, receiver.url) as web,
-        gunicorn(tmp_path, env=environment(receiver)) as server,
+        gunicorn(tmp_path, env=environment(receiver, OTEL_BSP_SCHEDULE_DELAY="200")) as server,
     ):
         page.open(web)
         page.wait_for("#none", f"MACKEREL_OTEL_ENDPOINT={receiver.url}")
