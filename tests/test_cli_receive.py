@@ -22,6 +22,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from mackerel_otel_server.cli import main
+from mackerel_otel_server.cli.http_server import MOST_CONNECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -404,6 +405,9 @@ def test_a_thousand_connections_that_say_nothing_stop_nobody(tmp_path: Path) -> 
             silent += [socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) for _ in range(1000)]
             assert send(port, ("a", 1, 0)) == 200
             running.wait_for("SERVER a\n")
+            threads = re.search(r"Threads:\s+(\d+)", Path(f"/proc/{running.process.pid}/status").read_text())
+            assert threads
+            assert int(threads[1]) <= MOST_CONNECTIONS + 10
             assert running.end() == 0
             assert "Traceback" not in running.text
     finally:

@@ -214,7 +214,7 @@ def test_a_page_that_stays_open_goes_on_with_the_next_receiver(page: Page) -> No
     page.wait_for("#state", "no connection, trying again")
     port = int(first.url.rstrip("/").rpartition(":")[2])
     with Web(Traces(), "http://127.0.0.1:4318/v1/traces", port) as second:
-        second.traces.add([request(1, "/after")])
+        second.traces.add([request(2, "/after")])
         page.wait_for("#traces", "/after")
         page.wait_for("#state", "live")
         assert "/before" not in "".join(page.read("#traces"))
