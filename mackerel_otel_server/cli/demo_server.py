@@ -40,7 +40,7 @@ def command(server: str, port: int, workers: int) -> list[str]:
     Raises:
         LookupError: The server is not installed; its text says what to type.
     """
-    executable = _find(server)
+    executable = find(server)
     if executable is None:
         raise LookupError(
             f"{SERVERS[server].name} is not installed for {sys.executable}: the demo cannot start. "
@@ -56,7 +56,8 @@ def command(server: str, port: int, workers: int) -> list[str]:
     return [*executable, *options]
 
 
-def _find(server: str) -> list[str] | None:
+def find(server: str) -> list[str] | None:
+    """Return how to run a server that is installed, or None; this environment's own one goes first."""
     if server == "gunicorn":
         return [sys.executable, "-m", "gunicorn"] if find_spec("gunicorn") else None
     # sys.executable as it is: resolved, it would lead out of the virtual environment.

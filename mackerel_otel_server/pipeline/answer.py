@@ -27,7 +27,7 @@ _MOST_CHARACTERS: Final = 200
 _SHORTEST_SECRET: Final = 4
 
 
-_UNCONFIRMED: Final = (
+UNCONFIRMED: Final = (
     "the spans may have arrived, so they are not sent again, and count as unconfirmed; if this goes on, check the far "
     "end, or give it more time with OTEL_EXPORTER_OTLP_TIMEOUT (seconds)"
 )
@@ -155,7 +155,7 @@ class Reader:
 
     def of_fault(self, fault: Fault) -> Answer:
         """Say why no answer came. A batch that was sent completely is never sent again by itself."""
-        follows = _UNCONFIRMED if fault.sent else fault.cause.value
+        follows = UNCONFIRMED if fault.sent else fault.cause.value
         return Answer(
             cause=fault.cause,
             words=f"{self._where} did not answer ({self.shown(fault.seen)}): {follows}",

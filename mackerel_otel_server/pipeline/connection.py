@@ -40,6 +40,7 @@ class Connection:
 
     Attributes:
         awaits_answer: Whether a request was sent completely and its answer has not come.
+        date: What the last answer said the time is, as in its header field.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -61,6 +62,7 @@ class Connection:
         self._stream: _Stream | None = None
         self._idle_since = 0.0
         self.awaits_answer = False
+        self.date: str | None = None
 
     def post(self, fields: Mapping[str, str], body: bytes, limit: float) -> Response:
         """Send a request and read its answer.
@@ -151,6 +153,7 @@ class Connection:
                     response = _begin(stream)
             read, whole = _body(response, stream)
             keep = whole and sent and not response.will_close
+            self.date = response.headers.get("Date")
             return Response(response.status, response.reason, cast("Mapping[str, str]", response.headers), read, whole)
         except Fault as fault:
             # TLS 1.3 tells only now, by an alert, that it refuses a client certificate; then nothing was read.

@@ -1,0 +1,184 @@
+"""``mackerel-otel-server check``: look at an installation, and say what is wrong with it and what to type."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+from mackerel_otel_server import settings as settings_module
+from mackerel_otel_server.cli import (
+    configuration,
+    gunicorn_config,
+    gunicorn_findings,
+    key_exposure,
+    other_tracers,
+    sending,
+    uwsgi_findings,
+    uwsgi_ini,
+    versions,
+)
+from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.cli.not_read import NotReadError
+from mackerel_otel_server.cli.report import Report, as_json, show
+from mackerel_otel_server.cli.text import say
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    from mackerel_otel_server.settings import Settings
+
+_NOT_READ: Final = (
+    "the server's command line, and variables that only its service manager or container sets",
+    "the application itself: it is not loaded",
+)
+
+
+@dataclass
+class _Surroundings:
+    """What the workers of the server have around them."""
+
+    environ: dict[str, str]
+    folder: str
+    application: str | None = None
+    read: list[str] = field(default_factory=list)
+    not_read: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``check`` understands."""
+    parser.add_argument("--send", action="store_true", help="send one span, and explain the answer")
+    parser.add_argument("--server", choices=("gunicorn", "uwsgi"), help="default: by what is in the working directory")
+    parser.add_argument(
+        "--config", metavar="FILE", help="what the server is given: Gunicorn's -c (also python:MODULE), or an ini file"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print versions, settings and findings.
+
+    Returns:
+        0, or 1 when there is a failure.
+    """
+    around = _look_around(args, os.environ)
+    effective, described, about_settings = _settings(around)
+    report = Report(
+        read=around.read,
+        not_read=around.not_read,
+        versions=(installed := versions.gather(around.environ)),
+        settings=described,
+        findings=[
+            *about_settings,
+            *around.findings,
+            *versions.findings(installed),
+            *other_tracers.findings(around.environ),
+            *key_exposure.findings(_keys(around.environ, effective)),
+        ],
+    )
+    if args.send:
+        report = _send(report, effective, around)
+    secrets = _secrets(around.environ, effective) + _secrets(os.environ, None)
+    if args.json:
+        say(as_json(report, secrets))
+    else:
+        show(report, secrets)
+    return 1 if report.failed else 0
+
+
+def _look_around(args: argparse.Namespace, environ: Mapping[str, str]) -> _Surroundings:
+    """Read the configuration of the server that was asked for, or that is here."""
+    folder = str(Path.cwd())
+    around = _Surroundings(dict(environ), folder, read=["the environment of this command"], not_read=list(_NOT_READ))
+    choice = configuration.choose(args.server, args.config, folder, environ)
+    try:
+        if choice.server == "gunicorn":
+            _look_at_gunicorn(around, choice)
+        elif choice.server == "uwsgi" and choice.config is not None:
+            _look_at_uwsgi(around, choice)
+        else:
+            around.findings.append(_nothing_found(choice))
+    except NotReadError as error:
+        around.not_read.append(f"the configuration of {choice.server} ({choice.why})")
+        around.findings.append(error.finding)
+    return around
+
+
+def _look_at_gunicorn(around: _Surroundings, choice: configuration.Choice) -> None:
+    config = gunicorn_config.read(choice.config, around.environ, around.folder)
+    around.read.append(f"{config.name}, for Gunicorn ({choice.why})")
+    around.environ |= config.env
+    around.application = config.application
+    around.findings += gunicorn_findings.findings(config, around.environ, around.folder)
+    around.folder = config.cwd
+
+
+def _look_at_uwsgi(around: _Surroundings, choice: configuration.Choice) -> None:
+    assert choice.config is not None  # noqa: S101 - the caller has looked
+    suffix = Path(choice.config.partition(":")[0]).suffix
+    if suffix in (".yaml", ".yml", ".xml", ".json"):
+        around.not_read.append(f"{choice.config}: of uWSGI's formats, only ini is read here")
+        around.findings.append(
+            Finding(
+                "WARN",
+                f"{choice.config} is not read: of uWSGI's formats, only ini is known here",
+                "nothing is known about the server",
+                "compare it with what mackerel-otel-server init uwsgi -o - prints",
+            )
+        )
+        return
+    ini = uwsgi_ini.read(choice.config, around.environ)
+    around.read += [f"{file}, for uWSGI ({choice.why})" for file in ini.files]
+    around.not_read += ini.not_understood
+    around.environ = ini.environment(around.environ)
+    around.application = uwsgi_findings.application(ini)
+    installed = versions.numbers(versions.uwsgi_version())
+    around.findings += uwsgi_findings.findings(ini, around.environ, around.folder, installed)
+    around.folder = str(Path(around.folder, ini.last("chdir") or ""))
+
+
+def _nothing_found(choice: configuration.Choice) -> Finding:
+    server = {"gunicorn": "of Gunicorn ", "uwsgi": "of uWSGI "}.get(choice.server or "", "")
+    return Finding(
+        "WARN",
+        f"no configuration {server}is in the working directory" + (f": {choice.why}" if choice.why else ""),
+        "nothing is known about the server, only about the settings",
+        "type mackerel-otel-server check --config FILE, or --config python:mackerel_otel_server.conf",
+    )
+
+
+def _settings(around: _Surroundings) -> tuple[Settings | None, list[dict[str, Any]], list[Finding]]:
+    try:
+        effective = settings_module.read(around.environ, application=around.application)
+    except settings_module.SettingsError as error:
+        return None, [], [Finding("FAIL", problem) for problem in error.problems]
+    return effective, [], [Finding("WARN", warning) for warning in effective.warnings]
+
+
+def _send(report: Report, effective: Settings | None, around: _Surroundings) -> Report:
+    from dataclasses import replace
+
+    sent = None
+    if around.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        found = [Finding("FAIL", "no span was sent: OTEL_SDK_DISABLED is true", "nothing is traced", "unset it")]
+    elif effective is None:
+        found = [Finding("FAIL", "no span was sent: the settings have errors", "nothing is traced", "correct them")]
+    else:
+        sent, found = sending.send(effective, around.environ, around.application, around.folder)
+    return replace(report, findings=[*report.findings, *found], sent=sent)
+
+
+def _keys(environ: Mapping[str, str], effective: Settings | None) -> list[str]:
+    given = [environ.get(name, "").strip() for name in gunicorn_findings.KEY_VARIABLES]
+    return [key for key in (*given, effective.api_key if effective else None) if key]
+
+
+def _secrets(environ: Mapping[str, str], effective: Settings | None) -> list[str]:
+    """Return what no line may show, should it come by another way."""
+    headers = ",".join(environ.get(f"OTEL_EXPORTER_OTLP_{part}HEADERS", "") for part in ("", "TRACES_"))
+    values = [item.partition("=")[2].strip() for item in headers.split(",")]
+    return [*_keys(environ, effective), *values, *map(unquote, values)]

@@ -1,0 +1,114 @@
+"""What Gunicorn makes of its configuration, found out by Gunicorn itself in a child process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+
+from mackerel_otel_server.cli import probe
+from mackerel_otel_server.cli.not_read import NotReadError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SECONDS: Final = 15.0
+"""After which a configuration hangs; Gunicorn itself would wait for ever."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GunicornConfig:
+    """The effective configuration. ``env`` may hold secrets."""
+
+    read_from: list[str]
+    """The file or module; none where Gunicorn has only its defaults and ``GUNICORN_CMD_ARGS``."""
+    application: str | None
+    env: dict[str, str] = field(repr=False)
+    """``raw_env``: variables that the workers get."""
+    settings: dict[str, Any]
+    cwd: str
+    early: list[str]
+    """Modules that it has imported and that gevent has to patch first."""
+    patched: bool
+    """It has called gevent's patches itself."""
+    imports_ours: bool
+    provider: str | None
+    """The class of the tracer provider that it has set."""
+    hooks: list[str]
+    """Those that are ours."""
+    missing: list[str]
+    places: dict[str, str]
+    """Where the configuration defines hooks in the place of ours: name -> file:line."""
+    worker_class: str
+    classes: list[str]
+    """The worker class and those it is made of."""
+    worker_error: str | None
+
+    @property
+    def name(self) -> str:
+        """The configuration, as a sentence may name it."""
+        return ", ".join(self.read_from) or "Gunicorn's defaults"
+
+    def is_worker(self, *modules: str) -> bool:
+        """Tell whether the worker class, or one that it is made of, comes from one of these modules."""
+        return any(f"{name}.".startswith(f"{module}.") for name in self.classes for module in modules)
+
+
+def read(location: str | None, environ: Mapping[str, str], folder: str) -> GunicornConfig:
+    """Let Gunicorn load its configuration.
+
+    Args:
+        location: What ``-c`` is given: a path, ``file:`` or ``python:``; None for what Gunicorn finds by itself.
+        environ: The environment of the server.
+        folder: Its working directory.
+
+    Raises:
+        NotReadError: It cannot be loaded.
+    """
+    if find_spec("gunicorn") is None:
+        raise NotReadError(
+            "Gunicorn is not installed for this Python, so its configuration cannot be read",
+            "pip install 'mackerel-otel-server[gunicorn]', or run this command with the server's own Python",
+            "nothing is known about the server",
+        )
+    answer = probe.ask(
+        "mackerel_otel_server.cli.gunicorn_probe",
+        "load",
+        {"location": location},
+        env=environ,
+        cwd=folder,
+        seconds=SECONDS,
+        doing="reading Gunicorn's configuration",
+    )
+    what = location or "Gunicorn's configuration"
+    if isinstance(answer, probe.Silence):
+        if answer.seconds is None:
+            raise NotReadError(f"{what} ends the process that reads it", "remove what calls os._exit or kills it")
+        raise NotReadError(
+            f"{what} is not read within {answer.seconds:.0f} s: it hangs",
+            "look for what waits in it, such as a connection that nobody answers",
+        )
+    if error := answer.get("error"):
+        raise _refusal(what, error)
+    return GunicornConfig(**{field.name: answer[field.name] for field in fields(GunicornConfig)})
+
+
+def _refusal(what: str, error: Mapping[str, Any]) -> NotReadError:
+    kind, words = error["kind"], error["words"]
+    if kind == "arguments":
+        return NotReadError(
+            "GUNICORN_CMD_ARGS holds options that Gunicorn does not know", "gunicorn --help lists those it knows"
+        )
+    missing = "doesn't exist" in words or kind in ("FileNotFoundError", "IsADirectoryError", "PermissionError")
+    if missing and error["file"] is None:
+        return NotReadError(
+            f"{what} cannot be read: {words.partition(': ')[2] or words}",
+            "name a file that exists and may be read: mackerel-otel-server check --config FILE",
+        )
+    if kind == "ModuleNotFoundError" and what.startswith("python:") and error["file"] is None:
+        return NotReadError(
+            f"{what}: {words}",
+            "name a module that can be imported from the working directory, such as python:mackerel_otel_server.conf",
+        )
+    place = f"{error['file']}:{error['line']}" if error["file"] else what
+    return NotReadError(f"{place}: {words}", f"correct it; gunicorn --check-config -c {what} says more")

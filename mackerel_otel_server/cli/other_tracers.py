@@ -1,0 +1,89 @@
+"""Other tracers beside this package: who is active, who is only installed."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mackerel_otel_server.cli.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_STARTERS: Final = {
+    "opentelemetry/instrumentation/auto_instrumentation": "opentelemetry-instrument",
+    "ddtrace/bootstrap": "ddtrace-run",
+    "newrelic/bootstrap": "newrelic-admin",
+}
+"""A folder that a start command puts into PYTHONPATH, where Python looks for a ``sitecustomize`` module."""
+_VARIABLES: Final = {"ddtrace": ("DD_", "Datadog"), "newrelic": ("NEW_RELIC_", "New Relic")}
+_ONLY_THEIRS: Final = ("OTEL_PYTHON_CONFIGURATOR", "OTEL_PYTHON_DISTRO", "OTEL_PYTHON_ID_GENERATOR")
+"""Only opentelemetry-instrument reads these."""
+
+
+def findings(environ: Mapping[str, str]) -> list[Finding]:
+    """Look for other tracers in the environment of the server, and in this very process."""
+    return [*_provider(), *_python_path(environ), *_by_variables(environ)]
+
+
+def _provider() -> Iterator[Finding]:
+    from opentelemetry import trace
+
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, trace.ProxyTracerProvider):
+        name = f"{type(provider).__module__}.{type(provider).__qualname__}"
+        yield Finding(
+            "FAIL",
+            f"a tracer provider is set in every Python process that is started here ({name})",
+            "this package stays off where another provider is set",
+            "start the server without the command or the sitecustomize module that sets it",
+        )
+
+
+def _python_path(environ: Mapping[str, str]) -> Iterator[Finding]:
+    for entry in filter(None, environ.get("PYTHONPATH", "").split(os.pathsep)):
+        text = _text(Path(entry, "sitecustomize.py"))
+        name = next((name for folder, name in _STARTERS.items() if folder in entry.replace(os.sep, "/")), None)
+        if name is None and not any(word in text for word in ("ddtrace", "newrelic", "opentelemetry")):
+            continue
+        yield Finding(
+            "FAIL" if name == "opentelemetry-instrument" else "WARN",
+            f"PYTHONPATH holds {entry}, where {name or 'a sitecustomize module'} starts another tracer",
+            "this package stays off where another provider is set"
+            if name == "opentelemetry-instrument"
+            else "both trace each request: it costs twice, and either may disturb the other",
+            f"start the server without {name or 'that folder in PYTHONPATH'}",
+        )
+
+
+def _by_variables(environ: Mapping[str, str]) -> Iterator[Finding]:
+    for module, (prefix, name) in _VARIABLES.items():
+        variables = sorted(variable for variable in environ if variable.startswith(prefix))
+        installed = find_spec(module) is not None
+        if installed and variables:
+            yield Finding(
+                "WARN",
+                f"{name}'s tracer ({module}) is installed and {', '.join(variables)} set",
+                "where the server is started with it, both trace each request: it costs twice, and either may disturb "
+                "the other",
+                f"pip uninstall {module}, or unset those variables and start the server without it",
+            )
+        elif installed:
+            yield Finding("OK", f"{name}'s tracer ({module}) is installed, and nothing here starts it")
+    variables = [variable for variable in _ONLY_THEIRS if environ.get(variable)]
+    if variables:
+        yield Finding(
+            "WARN",
+            f"{', '.join(variables)}: only opentelemetry-instrument reads that",
+            "where the server is started with it, this package stays off",
+            f"start the server without it, and unset {' '.join(variables)}",
+        )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

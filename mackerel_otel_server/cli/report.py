@@ -1,0 +1,143 @@
+"""What a look at an installation has found, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from mackerel_otel_server.cli.style import paint
+from mackerel_otel_server.cli.text import counted, printable, say, stdout_encoding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mackerel_otel_server.cli.findings import Finding
+    from mackerel_otel_server.cli.sending import Sent
+    from mackerel_otel_server.cli.versions import Version
+
+_ORDER: Final = ("FAIL", "WARN", "OK")
+_COLOURS: Final = {"FAIL": ("bold", "red"), "WARN": ("bold", "yellow"), "OK": ("green",)}
+_NARROW: Final = 40
+_SHORTEST_SECRET: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that is shown; no secret stands in it."""
+
+    read: list[str]
+    not_read: list[str]
+    versions: list[Version]
+    settings: list[dict[str, Any]]
+    """Name, value and origin of each."""
+    findings: list[Finding]
+    sent: Sent | None = field(default=None)
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything is a failure."""
+        return any(finding.level == "FAIL" for finding in self.findings)
+
+
+def as_json(report: Report, secrets: Sequence[str]) -> str:
+    """Return one JSON object; ``sent`` is there when a span was sent."""
+    data = asdict(report)
+    if report.sent is None:
+        del data["sent"]
+    return json.dumps(_cloaked(data, secrets), indent=2)
+
+
+def show(report: Report, secrets: Sequence[str]) -> None:
+    """Print the report as wide as the terminal is, and in a pipe without breaking lines."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line, styles in _lines(report, width):
+        say(paint(printable(_cloak(line, secrets)), *styles))
+
+
+def _lines(report: Report, width: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for title, items in (("Read", report.read), ("Not read", report.not_read)):
+        if items:
+            yield title, ("bold",)
+            for item in items:
+                yield from _plain(item, width)
+    yield "Versions", ("bold",)
+    for version in report.versions:
+        text = f"{version.name} {version.version}".rstrip()
+        yield from _plain(f"{text}, traced by {version.traced_by}" if version.traced_by else text, width)
+    yield "Settings", ("bold",)
+    for setting in report.settings:
+        yield from _plain(f"{setting['name']} = {setting['value']}  ({setting['origin']})", width)
+    yield "Findings", ("bold",)
+    for finding in sorted(report.findings, key=lambda finding: _ORDER.index(finding.level)):
+        yield from _finding(finding, width)
+    yield "", ()
+    yield from ((line, _COLOURS[_worst(report)]) for line in _wrapped(_conclusion(report), width, ""))
+
+
+def _plain(text: str, width: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield from ((line, ()) for line in _wrapped(text, width, "  ", "    "))
+
+
+def _finding(finding: Finding, width: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    indent = "  " if 0 < width < _NARROW else "      "
+    first = f"{finding.level:<{max(len(indent) - 1, len(finding.level))}} "
+    for line in _wrapped(finding.seen, width, first, indent):
+        yield line, _COLOURS[finding.level] if line.startswith(first) and finding.level != "OK" else ()
+    for text in (finding.follows, finding.cure):
+        if not text:
+            continue
+        begin, *rest = text.splitlines()
+        yield from ((line, ()) for line in _wrapped(begin, width, f"{indent}{_arrow()} ", f"{indent}  "))
+        # Lines to type stay as they are.
+        yield from ((f"{indent}  {line}", ("cyan",)) for line in rest)
+
+
+def _wrapped(text: str, width: int, first: str, indent: str = "") -> list[str]:
+    if not width:
+        return [first + text]
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ) or [first]
+
+
+def _arrow() -> str:
+    try:
+        "→".encode(stdout_encoding())
+    except UnicodeEncodeError:
+        return "->"
+    return "→"
+
+
+def _worst(report: Report) -> str:
+    return min((finding.level for finding in report.findings), key=_ORDER.index, default="OK")
+
+
+def _conclusion(report: Report) -> str:
+    levels = Counter(finding.level for finding in report.findings)
+    failures, warnings = counted(levels["FAIL"], "failure"), counted(levels["WARN"], "warning")
+    if levels["FAIL"]:
+        return f"{failures}, {warnings}: see above what to type."
+    if levels["WARN"]:
+        return f"It works as far as can be seen, with {warnings}: see above what to type."
+    return "All is well: this server is ready to be traced."
+
+
+def _cloaked(data: Any, secrets: Sequence[str]) -> Any:
+    if isinstance(data, str):
+        return _cloak(data, secrets)
+    if isinstance(data, dict):
+        return {name: _cloaked(value, secrets) for name, value in data.items()}
+    return [_cloaked(value, secrets) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _cloak(text: str, secrets: Sequence[str]) -> str:
+    """Replace secrets that have come in by another way, such as the words of an exception."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,254 @@
+"""Read a uWSGI ini file by uWSGI's own rules, which are not those of other ini files.
+
+Keys repeat, ``;`` and ``#`` begin a comment at the start of a line only, and other files are included where they are
+named. https://uwsgi-docs.readthedocs.io/en/latest/Configuration.html
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import pwd
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mackerel_otel_server.cli.not_read import NotReadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+_FALSE: Final = ("false", "off", "no", "0")
+_INCLUDES: Final = ("ini", "include", "inherit")
+_OTHER_FORMATS: Final = ("xml", "yaml", "yml", "json", "config", "zeus")
+_PLACEHOLDERS: Final = ("set-placeholder", "set-ph", "set")
+_ENDS: Final = ("end", "endif", "end-if", "endfor", "end-for")
+_LOGIC: Final = re.compile(r"(if|for)-?(.*)")
+_DEEPEST: Final = 20
+"""Files that include each other; uWSGI itself would never end."""
+
+
+@dataclass(frozen=True)
+class Ini:
+    """What one ini file says, with all that it includes."""
+
+    options: tuple[tuple[str, str], ...]
+    """In the order in which uWSGI meets them."""
+    files: tuple[str, ...]
+    not_understood: tuple[str, ...]
+    """Lines that only uWSGI itself can understand; each a sentence."""
+
+    def all(self, *names: str) -> list[str]:
+        """Return every value of an option that has these names."""
+        return [value for name, value in self.options if name in names]
+
+    def last(self, *names: str) -> str | None:
+        """Return the value that counts."""
+        return values[-1] if (values := self.all(*names)) else None
+
+    def is_on(self, *names: str) -> bool:
+        """Tell whether a switch is on; without a value it is."""
+        value = self.last(*names)
+        return value is not None and value.lower() not in _FALSE
+
+    def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment that the workers have."""
+        changed = dict(environ)
+        for name, value in self.options:
+            variable, equals, rest = value.partition("=")
+            if name == "env" and equals:
+                changed[variable.strip()] = rest
+            elif name == "unenv":
+                changed.pop(value, None)
+        return changed
+
+
+def read(file: str, environ: Mapping[str, str]) -> Ini:
+    """Read a file and what it includes.
+
+    Args:
+        file: Its path, with ``:section`` at its end if that is not ``uwsgi``.
+        environ: For ``$(NAME)`` and ``if-env``.
+
+    Raises:
+        NotReadError: It is no file that can be read, or has not the section.
+    """
+    parsing = _Parsing(environ)
+    parsing.include(file)
+    options = tuple((name, parsing.expand(value)) for name, value in parsing.options)
+    return Ini(options, tuple(dict.fromkeys(parsing.files)), tuple(dict.fromkeys(parsing.not_understood)))
+
+
+class _Parsing:
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.options: list[tuple[str, str]] = []
+        self.files: list[str] = []
+        self.not_understood: list[str] = []
+        self._environ = environ
+        self._depth = 0
+        # What each line goes through between `if-…` or `for…` and its end.
+        self._logic: Callable[[str], Iterator[str]] | None = None
+
+    def include(self, given: str) -> None:
+        name, _, section = given.rpartition(":") if ":" in given else (given, "", "")
+        file = name or self.files[-1]
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise NotReadError(f"{file!r} includes itself", "remove the line that includes it", "uWSGI never starts")
+        self.files.append(file)
+        found = False
+        for key, value in _lines(_magic(_text(file), file), section or "uwsgi"):
+            found = True
+            self._take(key, value)
+        if not found:
+            raise NotReadError(
+                f"{file!r} has no section [{section or 'uwsgi'}]",
+                f"write [{section or 'uwsgi'}] above its options",
+                "uWSGI reads nothing of it",
+            )
+        self._depth -= 1
+
+    def _take(self, key: str, value: str) -> None:
+        if key in _ENDS:
+            self._logic = None
+            self.options.append((key, value))
+        elif self._logic is None:
+            self._add(key, value)
+        else:
+            for made in self._logic(value):
+                self._add(key, made)
+
+    def _add(self, key: str, value: str) -> None:
+        self.options.append((key, value))
+        logic = _LOGIC.fullmatch(key)
+        if key in _INCLUDES:
+            self.include(self.expand(value))
+        elif key in _PLACEHOLDERS:
+            name, _, meant = value.partition("=")
+            self.options.append((name, meant))
+        elif key in _OTHER_FORMATS:
+            self._say(f"{key} = {value}: a file of that format is not read")
+        elif key == "else":
+            self._say("else: uWSGI 2.0 does not know it, and takes the lines below it as part of the `if` above it")
+        elif key == "envdir":
+            self._say(f"{key} = {value}: the variables in that folder are not read")
+        elif logic and self._logic is None:
+            self._logic = self._condition(key, self.expand(value)) if logic[1] == "if" else self._loop(key, value)
+
+    def _condition(self, key: str, argument: str) -> Callable[[str], Iterator[str]]:
+        kind = key.removeprefix("if").removeprefix("-")
+        wanted, kind = not kind.startswith("not-"), kind.removeprefix("not-")
+        name, equals, value = argument.partition("=")
+        replacement, holds = argument, False
+        if kind in ("env", "opt"):
+            seen = self._environ.get(name) if kind == "env" else self._option(name)
+            holds = seen is not None and (not equals or seen == value)
+            replacement = seen or ""
+        elif kind in ("exists", "file", "dir", "directory"):
+            path = Path(argument)
+            holds = path.exists() if kind == "exists" else path.is_file() if kind == "file" else path.is_dir()
+        elif kind == "hostname":
+            holds = socket.gethostname() == argument
+        elif kind == "reload":
+            holds = False
+        else:
+            self._say(f"{key} = {argument}: the lines below it, up to its end, are not read")
+            wanted, holds = True, False
+
+        def lines(value: str) -> Iterator[str]:
+            if holds is wanted:
+                yield value.replace("%(_)", replacement)
+
+        return lines
+
+    def _loop(self, key: str, argument: str) -> Callable[[str], Iterator[str]]:
+        argument = self.expand(argument)
+        items: list[str] = []
+        if key == "for":
+            items = argument.split()
+        elif key == "for-times" and argument.isdecimal():
+            items = [str(number) for number in range(1, int(argument) + 1)]
+        elif key == "for-glob":
+            items = sorted(glob.glob(argument)) or [argument]  # noqa: PTH207 - as uWSGI has it
+        else:
+            self._say(f"{key} = {argument}: the lines below it, up to its end, are not read")
+        return lambda value: (value.replace("%(_)", item) for item in items)
+
+    def expand(self, value: str) -> str:
+        """Fill in ``%(option)``, also of one that comes later, and ``$(VARIABLE)``; what is not known stays."""
+
+        def fill(found: re.Match[str]) -> str:
+            kind, name = found.groups()
+            known = self._environ.get(name) if kind == "$" else self._option(name)
+            return found[0] if known is None else known
+
+        for _ in range(_DEEPEST):
+            filled = re.sub(r"([%$])\(([^()]+)\)", fill, value)
+            if filled == value:
+                break
+            value = filled
+        return value
+
+    def _option(self, name: str) -> str | None:
+        for key, value in self.options:
+            if key == name:
+                return value
+        return None
+
+    def _say(self, sentence: str) -> None:
+        self.not_understood.append(sentence)
+
+
+def _lines(text: str, section: str) -> Iterator[tuple[str, str]]:
+    current = ""
+    for raw in text.split("\n"):
+        line = raw.strip(" \t\r")
+        if line.startswith("["):
+            current = line[1:-1]
+        elif line and line[0] not in ";#" and current == section:
+            key, _, value = line.partition("=")
+            yield key.rstrip(" \t\r"), value.strip(" \t\r")
+
+
+def _text(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        what = "name a file" if isinstance(error, IsADirectoryError) else "name a file that exists and may be read"
+        raise NotReadError(
+            f"{file!r} cannot be read ({error.strerror or error})", f"{what}: mackerel-otel-server check --config FILE"
+        ) from None
+
+
+def _magic(text: str, file: str) -> str:
+    """Fill in ``%d`` and the like, which uWSGI does before it looks at lines; rare ones stay.
+
+    https://uwsgi-docs.readthedocs.io/en/latest/Configuration.html#magic-variables
+    """
+    path = Path(file).absolute()
+    values = {
+        "d": f"{path.parent}/",
+        "c": path.parent.name,
+        "e": path.suffix[1:],
+        "g": str(os.getgid()),
+        "h": socket.gethostname(),
+        "k": str(os.cpu_count() or 1),
+        "n": path.stem,
+        "o": file,
+        "p": str(path),
+        "s": path.name,
+        "u": str(os.getuid()),
+        "U": _user_name(),
+        "v": str(Path.cwd()),
+        "%": "%",
+    }
+    return re.sub(r"%([^(\n])", lambda found: values.get(found[1], found[0]), text)
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return ""
