@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from checking import Check, make_check
 from querying import HARNESS, Database, Result, Run
 
 from mackerel_otel_server.cli.receiver import Receiver
@@ -154,6 +155,12 @@ def database(request: pytest.FixtureRequest, need: Callable[[str], None]) -> Dat
     if variant == "pure":
         address = {**address, "use_pure": True}
     return Database(module, system, address, namespace=name, server=server)
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Return a function that runs ``check --json`` on files in ``tmp_path``, in this process."""
+    return make_check(tmp_path, monkeypatch, capsys)
 
 
 # tox's environment "package" has what builds a release, and runs those tests.

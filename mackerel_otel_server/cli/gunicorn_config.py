@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.cli import probe
@@ -80,7 +81,7 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
         seconds=SECONDS,
         doing="reading Gunicorn's configuration",
     )
-    what = location or "Gunicorn's configuration"
+    what = location or _found_by_itself(environ, folder)
     if isinstance(answer, probe.Silence):
         if answer.seconds is None:
             raise NotReadError(f"{what} ends the process that reads it", "remove what calls os._exit or kills it")
@@ -89,11 +90,17 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
             "look for what waits in it, such as a connection that nobody answers",
         )
     if error := answer.get("error"):
-        raise _refusal(what, error)
+        raise _refusal(what, error, location)
     return GunicornConfig(**{field.name: answer[field.name] for field in fields(GunicornConfig)})
 
 
-def _refusal(what: str, error: Mapping[str, Any]) -> NotReadError:
+def _found_by_itself(environ: Mapping[str, str], folder: str) -> str:
+    default = "gunicorn.conf.py"
+    alone = not environ.get("GUNICORN_CMD_ARGS") and Path(folder, default).exists()
+    return default if alone else "Gunicorn's configuration"
+
+
+def _refusal(what: str, error: Mapping[str, Any], location: str | None) -> NotReadError:
     kind, words = error["kind"], error["words"]
     if kind == "arguments":
         return NotReadError(
@@ -111,4 +118,5 @@ def _refusal(what: str, error: Mapping[str, Any]) -> NotReadError:
             "name a module that can be imported from the working directory, such as python:mackerel_otel_server.conf",
         )
     place = f"{error['file']}:{error['line']}" if error["file"] else what
-    return NotReadError(f"{place}: {words}", f"correct it; gunicorn --check-config -c {what} says more")
+    command = "gunicorn --check-config" + (f" -c {location}" if location else "")
+    return NotReadError(f"{place}: {words}", f"correct it; {command} says more")

@@ -131,9 +131,9 @@ def _setting(error: BaseException) -> str:
     """Return the name of the setting whose value Gunicorn refuses."""
     step = error.__traceback__
     while step is not None:
-        if step.tb_frame.f_code.co_name == "load_config_from_module_name_or_filename" and step.tb_next is not None:
-            refused = step.tb_next.tb_frame.f_code.co_name == "set"
-            return str(step.tb_frame.f_locals.get("k", "")) if refused else ""
+        frame = step.tb_frame
+        if frame.f_code.co_name == "load_config_from_module_name_or_filename" and "k" in frame.f_locals:
+            return str(frame.f_locals["k"])
         step = step.tb_next
     return ""
 

@@ -111,6 +111,8 @@ class _Parsing:
         self._depth -= 1
 
     def _take(self, key: str, value: str) -> None:
+        if key == "else":
+            self._say("else: uWSGI 2.0 does not know it, and takes the lines below it as part of the `if` above it")
         if key in _ENDS:
             self._logic = None
             self.options.append((key, value))
@@ -130,8 +132,6 @@ class _Parsing:
             self.options.append((name, meant))
         elif key in _OTHER_FORMATS:
             self._say(f"{key} = {value}: a file of that format is not read")
-        elif key == "else":
-            self._say("else: uWSGI 2.0 does not know it, and takes the lines below it as part of the `if` above it")
         elif key == "envdir":
             self._say(f"{key} = {value}: the variables in that folder are not read")
         elif logic and self._logic is None:

@@ -1,0 +1,277 @@
+"""``mackerel-otel-server check`` from outside: words, exit codes, and how they look."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from checking import INI, INSTALL, KEY, Check, clean
+from opentelemetry import trace
+
+from mackerel_otel_server import __version__
+from mackerel_otel_server.cli import main, style, versions
+
+
+def run(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mackerel_otel_server", "check", *arguments],
+        cwd=folder,
+        env=clean(os.environ) | {"MACKEREL_APIKEY": KEY, "OTEL_SERVICE_NAME": "shop", **env},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def test_a_sound_installation_ends_with_a_happy_line(tmp_path: Path) -> None:
+    (tmp_path / "uwsgi.ini").write_text(INI)
+    result = run(tmp_path)
+    assert result.returncode == 0, result
+    assert result.stderr == ""
+    assert result.stdout.splitlines()[-1] == "All is well: this server is ready to be traced."
+    assert KEY not in result.stdout
+    assert "\x1b" not in result.stdout
+    for title in ("Read", "Not read", "Versions", "Settings", "Findings"):
+        assert f"\n{title}\n" in f"\n{result.stdout}"
+
+
+def test_a_failure_is_exit_status_1_and_says_what_follows_and_what_to_type(tmp_path: Path) -> None:
+    (tmp_path / "uwsgi.ini").write_text(INI.replace("import", ";"))
+    result = run(tmp_path, PYTHONIOENCODING="ascii")
+    assert result.returncode == 1
+    found = re.search(r"^FAIL  (.*)\n      -> (.*)\n      -> (.*)$", result.stdout, re.MULTILINE)
+    assert found, result.stdout
+    assert found.groups() == (
+        "uwsgi.ini does not import mackerel_otel_server.uwsgi",
+        "no request is traced",
+        "add this line to uwsgi.ini: import = mackerel_otel_server.uwsgi",
+    )
+    assert result.stdout.splitlines()[-1] == "1 failure, 0 warnings: see above what to type."
+
+
+def test_json_is_one_object_with_the_same_exit_status(tmp_path: Path) -> None:
+    (tmp_path / "uwsgi.ini").write_text(INI.replace("import", ";"))
+    result = run(tmp_path, "--json")
+    assert result.returncode == 1
+    data = json.loads(result.stdout)
+    assert set(data) == {"read", "not_read", "versions", "settings", "findings"}
+    assert {"name": "mackerel-otel-server", "version": __version__, "traced_by": ""} in data["versions"]
+    assert [set(finding) for finding in data["findings"]] == [{"level", "seen", "follows", "cure"}] * len(
+        data["findings"]
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--server", "apache"), ("--config",), ("nonsense",)])
+def test_what_cannot_be_understood_is_exit_status_2(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["check", *arguments])
+    assert caught.value.code == 2
+    assert "usage: mackerel-otel-server" in capsys.readouterr().err
+
+
+def in_terminal(folder: Path, columns: int, **env: str) -> list[str]:
+    """Run it in a terminal of so many columns and return its lines."""
+    leader, follower = pty.openpty()
+    environ = clean(os.environ) | {"COLUMNS": str(columns), "TERM": "xterm", "MACKEREL_APIKEY": KEY, **env}
+    environ = {name: value for name, value in environ.items() if value}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mackerel_otel_server", "check"],
+        cwd=folder,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=follower,
+        stderr=follower,
+    )
+    os.close(follower)
+    output = b""
+    try:
+        while part := os.read(leader, 65536):
+            output += part
+    except OSError:  # Linux says EIO at the end
+        pass
+    finally:
+        os.close(leader)
+        process.wait(60)
+    return output.decode().replace("\r\n", "\n").splitlines()
+
+
+def plain(line: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*[mK]|\r", "", line)
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+def test_a_terminal_of_few_columns_is_respected(tmp_path: Path, columns: int) -> None:
+    (tmp_path / "uwsgi.ini").write_text(INI.replace("master = true", "") + "skip-atexit = true\n")
+    lines = in_terminal(tmp_path, columns, NO_COLOR="1", TERM="xterm")
+    assert not any("\x1b[" in line and "\x1b[K" not in line for line in lines)
+    assert "Findings" in lines
+    for line in map(plain, lines):
+        # A word that is longer than the line is not broken: it is there to be copied.
+        assert len(line) <= columns or re.fullmatch(r" *(FAIL|WARN|OK|→)? *\S+", line), line
+
+
+def test_colour_is_for_terminals_only_and_no_color_switches_it_off(tmp_path: Path) -> None:
+    (tmp_path / "uwsgi.ini").write_text(INI.replace("import", ";"))
+    assert any(re.search(r"\x1b\[1;31mFAIL", line) for line in in_terminal(tmp_path, 80))
+    for off in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        assert not any(re.search(r"\x1b\[[0-9;]*m", line) for line in in_terminal(tmp_path, 80, **off))
+
+
+@pytest.mark.parametrize(
+    ("env", "is_terminal", "coloured"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"NO_COLOR": ""}, True, True),
+        ({"TERM": "dumb"}, True, False),
+    ],
+)
+def test_paint_leaves_text_alone_unless_a_terminal_wants_colour(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], is_terminal: bool, coloured: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
+    assert style.paint("x", "bold", "red") == ("\x1b[1;31mx\x1b[0m" if coloured else "x")
+    assert style.paint("x") == "x"
+
+
+def test_another_tracer_that_is_active_is_found(check: Check, tmp_path: Path) -> None:
+    starters = {
+        "opentelemetry/instrumentation/auto_instrumentation": ("FAIL", "opentelemetry-instrument"),
+        "ddtrace/bootstrap": ("WARN", "ddtrace-run"),
+        "newrelic/bootstrap": ("WARN", "newrelic-admin"),
+    }
+    for folder, (level, name) in starters.items():
+        check(PYTHONPATH=f"/x{os.pathsep}/lib/{folder}").has(
+            level, f"where {name} starts another tracer", "start the server"
+        )
+    (tmp_path / "sitecustomize.py").write_text("import ddtrace.auto\n")
+    check(PYTHONPATH=str(tmp_path)).has("WARN", "a sitecustomize module starts another tracer")
+    (tmp_path / "sitecustomize.py").write_text("import colours\n")
+    assert "another tracer" not in check(PYTHONPATH=str(tmp_path)).text
+    check(OTEL_PYTHON_CONFIGURATOR="x").has("WARN", "OTEL_PYTHON_CONFIGURATOR", "only opentelemetry-instrument")
+
+
+@pytest.mark.parametrize(("module", "variable"), [("ddtrace", "DD_SERVICE"), ("newrelic", "NEW_RELIC_CONFIG_FILE")])
+def test_another_tracer_that_is_installed_matters_with_its_variables(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, variable: str
+) -> None:
+    assert module not in check(**{variable: "x"}).text
+    (tmp_path / f"{module}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    check(**{variable: "x"}).has("WARN", f"({module}) is installed and {variable} set", "costs twice")
+    check(**{variable: ""}).about(f"({module}) is installed")
+
+
+def test_a_provider_in_this_very_process_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "uwsgi.ini").write_text(INI)
+    (tmp_path / "sitecustomize.py").write_text(
+        "from opentelemetry import trace\nfrom opentelemetry.sdk.trace import TracerProvider\n"
+        "trace.set_tracer_provider(TracerProvider())\n"
+    )
+    result = run(tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1
+    assert "FAIL  a tracer provider is set in every Python process" in result.stdout
+    assert "opentelemetry.sdk.trace.TracerProvider" in result.stdout
+    assert isinstance(trace.get_tracer_provider(), object)
+
+
+def installed(folder: Path, name: str, version: str, *lines: str, entry_points: str = "") -> None:
+    """Put a distribution's metadata where this process finds them first."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    text = "\n".join((f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}", *lines))
+    (info / "METADATA").write_text(f"{text}\n\n")
+    if entry_points:
+        (info / "entry_points.txt").write_text(f"[opentelemetry_instrumentor]\n{entry_points}\n")
+
+
+def test_versions_below_the_supported_ones_are_failures(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(tmp_path, "gunicorn", "20.1.0")
+    installed(tmp_path, "opentelemetry-sdk", "1.20.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(versions, "uwsgi_version", lambda: "2.0.18-debian")
+    monkeypatch.setattr("platform.python_version", lambda: "3.9.1")
+    result = check(files={"uwsgi.ini": INI})
+    assert result.status == 1
+    result.has("FAIL", "gunicorn 20.1.0 is not supported (>=21.2 is)", "pip install 'gunicorn>=21.2'")
+    result.has("FAIL", "opentelemetry-sdk 1.20.0 is not supported")
+    result.has("FAIL", "uWSGI 2.0.18-debian is not supported (>=2.0.21 is)")
+    result.has("FAIL", "Python 3.9.1 is not supported")
+
+
+def test_an_instrumentation_that_does_not_fit_its_library_is_a_warning(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(tmp_path, "made-up-library", "1.0")
+    installed(
+        tmp_path,
+        "opentelemetry-instrumentation-made-up",
+        "0.1",
+        "Provides-Extra: instruments",
+        "Requires-Dist: made-up-library>=2; extra == 'instruments'",
+        entry_points="made_up_library = nowhere:Instrumentor",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    result = check(files={"uwsgi.ini": INI})
+    result.has("WARN", "opentelemetry-instrumentation-made-up 0.1 does not fit", "made-up-library 1.0", "is not traced")
+    assert any(version["name"] == "made_up_library" for version in result.data["versions"])
+
+
+def test_every_framework_and_driver_is_listed_with_who_traces_it(check: Check, need: Callable[[str], None]) -> None:
+    for module in ("django", "pymysql", "psycopg2", "redis"):
+        need(module)
+    found = {version["name"]: version for version in check(files={"uwsgi.ini": INI}).data["versions"]}
+    assert found["Django"]["traced_by"] == "mackerel-otel-server"
+    assert found["PyMySQL"]["traced_by"] == "mackerel-otel-server"
+    assert found["psycopg2-binary"]["traced_by"].startswith("opentelemetry-instrumentation-psycopg2 ")
+    assert found["redis"]["traced_by"].startswith("opentelemetry-instrumentation-redis ")
+    assert found["Gunicorn"]["version"] == metadata.version("gunicorn")
+    env = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "redis, pymysql"}
+    found = {version["name"]: version for version in check(**env).data["versions"]}
+    assert found["PyMySQL"]["traced_by"] == found["redis"]["traced_by"]
+    assert found["redis"]["traced_by"] == "nobody (OTEL_PYTHON_DISABLED_INSTRUMENTATIONS)"
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no /proc")
+def test_a_key_on_a_command_line_is_found_and_not_shown(check: Check, tmp_path: Path) -> None:
+    key = uuid.uuid4().hex
+    with subprocess.Popen(["sh", "-c", f"read line # MACKEREL_APIKEY={key}"], stdin=subprocess.PIPE) as process:
+        result = check(files={"uwsgi.ini": INI}, MACKEREL_APIKEY=key)
+        assert process.stdin is not None
+        process.stdin.close()
+    result.has("WARN", f"on the command line of process {process.pid} (sh)", "MACKEREL_APIKEY_FILE")
+    assert key not in result.text
+    assert "command line of process" not in check(MACKEREL_APIKEY=key).text
+
+
+def test_a_key_that_comes_with_other_words_is_not_shown(check: Check) -> None:
+    headers = f"authorization=Basic%20{KEY}"
+    conf = f"raise ValueError('Basic {KEY} and more')\n"
+    result = check(files={"gunicorn.conf.py": conf}, OTEL_EXPORTER_OTLP_HEADERS=headers, MACKEREL_APIKEY="")
+    result.has("FAIL", "ValueError: *** and more")
+
+
+def test_gunicorn_s_findings_stand_beside_those_of_the_settings(check: Check) -> None:
+    result = check(files={"gunicorn.conf.py": INSTALL}, MACKEREL_APIKEY="")
+    assert result.status == 1
+    assert "there is no API key" in result.text
+    result.has("OK", "installs the hooks")

@@ -1,0 +1,265 @@
+"""What ``check`` says about Gunicorn's configuration, as Gunicorn itself reads it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checking import INSTALL, KEY, Check
+from servers import environment, gunicorn
+
+from mackerel_otel_server.cli import gunicorn_config
+from mackerel_otel_server.cli.receiver import Receiver
+
+CONF = "gunicorn.conf.py"
+
+
+def test_a_configuration_with_our_hooks_is_well(check: Check) -> None:
+    result = check(files={CONF: f"workers = 3\ndef post_fork(server, worker): pass\n{INSTALL}"})
+    assert result.status == 0
+    assert result.levels() == {"OK"}
+    result.has("OK", CONF, "installs the hooks")
+    assert any(CONF in read and "is here" in read for read in result.data["read"])
+
+
+def test_a_module_that_is_given_as_with_c_is_well_without_any_file(check: Check) -> None:
+    result = check("--config", "python:mackerel_otel_server.conf")
+    assert result.levels() == {"OK"}
+    assert any("python:mackerel_otel_server.conf" in read for read in result.data["read"])
+
+
+@pytest.mark.parametrize("location", ["own.py", "./own.py", "file:own.py", "python:own", "own.conf"])
+def test_a_configuration_is_found_as_gunicorn_finds_it(check: Check, location: str) -> None:
+    result = check(
+        "--config", location, files={location.removeprefix("file:").replace("python:own", "own.py"): INSTALL}
+    )
+    result.has("OK", location, "installs the hooks")
+
+
+def test_the_file_that_init_writes_is_found(check: Check) -> None:
+    result = check(files={"mackerel_otel_server.conf": INSTALL})
+    assert result.levels() == {"OK"}
+    result.has("OK", "mackerel_otel_server.conf", "installs")
+
+
+def test_gunicorn_cmd_args_name_the_configuration_and_change_it(check: Check) -> None:
+    result = check(
+        files={"own.py": INSTALL},
+        GUNICORN_CMD_ARGS=f"-c own.py --timeout 3 -e MACKEREL_OTEL_SHUTDOWN_TIMEOUT=4 -e X={KEY}",
+    )
+    result.has("OK", "own.py", "installs")
+    result.has("WARN", "MACKEREL_OTEL_SHUTDOWN_TIMEOUT (4 s)", "timeout (3 s)", "kills")
+
+
+def test_no_hooks_is_a_failure_with_the_lines_to_type(check: Check) -> None:
+    result = check(files={CONF: "workers = 2\n"})
+    assert result.status == 1
+    result.has("FAIL", "no hooks of this package", "no request is traced", INSTALL.strip())
+
+
+def test_an_import_without_install_is_a_failure(check: Check) -> None:
+    result = check(files={CONF: "from mackerel_otel_server.gunicorn import install\n"})
+    result.has("FAIL", "imports mackerel_otel_server.gunicorn", "none of its hooks", "install(globals())")
+
+
+@pytest.mark.parametrize("application", ["mysite.wsgi:application", None])
+def test_an_application_that_calls_instrument_needs_no_hooks(check: Check, application: str | None) -> None:
+    files = {
+        CONF: f"wsgi_app = {application!r}\n",
+        "mysite/wsgi.py": "import mackerel_otel_server\nmackerel_otel_server.instrument()\n",
+    }
+    result = check(files=files)
+    result.has("OK", "wsgi.py uses it")
+    assert result.status == 0
+
+
+def test_without_any_configuration_it_says_what_is_not_known(check: Check) -> None:
+    result = check("--server", "gunicorn")
+    assert result.status == 0
+    result.has("WARN", "finds no configuration file", "--config python:mackerel_otel_server.conf")
+
+
+def test_a_hook_that_is_defined_after_ours_is_a_failure_where_it_loses_the_requests(check: Check) -> None:
+    result = check(files={CONF: f"{INSTALL}def post_worker_init(worker): pass\ndef on_reload(server): pass\n"})
+    result.has("FAIL", "overwritten", f"post_worker_init ({Path.cwd()}/{CONF}:3)", "no request is traced", "to the end")
+
+
+def test_a_hook_of_less_weight_that_is_overwritten_is_a_warning(check: Check) -> None:
+    result = check(files={CONF: f"{INSTALL}def on_reload(server): pass\n"})
+    assert result.status == 0
+    result.has("WARN", "overwritten", "on_reload", "not said at a reload")
+
+
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_the_overwritten_hook_that_is_a_failure_does_lose_the_requests(
+    tmp_path: Path, receiver: Receiver, overwritten: bool
+) -> None:
+    hook = "def post_worker_init(worker): pass\n"
+    (tmp_path / "own.py").write_text(INSTALL + hook if overwritten else hook + INSTALL)
+    with gunicorn(tmp_path, conf="own.py", env=environment(receiver), workers=1) as server:
+        assert server.get("/own").status == 200
+        server.stop()
+    assert receiver.wait_for(lambda r: any(span.name == "own" for span in r.spans), 10) or overwritten
+    assert any(span.kind == "SERVER" for span in receiver.spans) is not overwritten
+
+
+def test_gunicorn_s_own_file_is_ignored_beside_another_one(check: Check) -> None:
+    result = check("--config", "python:mackerel_otel_server.conf", files={CONF: "workers = 9\n"})
+    assert result.status == 0
+    result.has("WARN", f"{CONF} is ignored", "python:mackerel_otel_server.conf", "leave -c out", INSTALL.strip())
+
+
+def test_gunicorn_s_own_file_under_another_name_is_not_ignored(check: Check) -> None:
+    assert check("--config", f"./{CONF}", files={CONF: INSTALL}).levels() == {"OK"}
+
+
+def test_gevent_with_modules_that_it_patches_too_late(check: Check, need: Callable[[str], None]) -> None:
+    need("gevent")
+    result = check(files={CONF: f"import requests\nworker_class = 'gevent'\npreload_app = True\n{INSTALL}"})
+    assert result.status == 0
+    result.has(
+        "WARN", "imports requests, urllib3 before gevent has patched ssl", "RecursionError", "monkey.patch_all()"
+    )
+    result.has("WARN", "preload_app loads the application before gevent")
+
+
+def test_gevent_that_the_configuration_has_patched_itself_is_well(check: Check, need: Callable[[str], None]) -> None:
+    need("gevent")
+    conf = f"from gevent import monkey\nmonkey.patch_all()\nimport requests\nworker_class = 'gevent'\n{INSTALL}"
+    assert check(files={CONF: conf}).levels() == {"OK"}
+
+
+def test_the_same_imports_without_gevent_are_well(check: Check) -> None:
+    assert check(files={CONF: f"import requests\npreload_app = True\n{INSTALL}"}).levels() == {"OK"}
+
+
+def test_a_key_in_raw_env_is_used_and_warned_about_and_not_shown(check: Check) -> None:
+    conf = f"raw_env = ['MACKEREL_APIKEY={KEY}', 'OTEL_SERVICE_NAME=of-raw-env']\n{INSTALL}"
+    result = check(files={CONF: conf}, MACKEREL_APIKEY="", OTEL_SERVICE_NAME="")
+    assert result.status == 0, result.text
+    result.has("WARN", "MACKEREL_APIKEY is given by raw_env", "--print-config", "MACKEREL_APIKEY_FILE")
+    assert "service name" not in result.text
+
+
+def test_a_shutdown_timeout_above_gunicorn_s_own_is_a_warning(check: Check) -> None:
+    conf = f"timeout = 0\ngraceful_timeout = 10\n{INSTALL}"
+    result = check(files={CONF: conf}, MACKEREL_OTEL_SHUTDOWN_TIMEOUT="10")
+    result.has("WARN", "MACKEREL_OTEL_SHUTDOWN_TIMEOUT (10 s)", "graceful_timeout (10 s)", "TIMEOUT=4")
+    assert check(MACKEREL_OTEL_SHUTDOWN_TIMEOUT="9").levels() == {"OK"}
+
+
+def test_worker_classes_have_their_notes(check: Check, need: Callable[[str], None]) -> None:
+    need("tornado")
+    need("uvicorn_worker")
+    check(files={CONF: f"worker_class = 'tornado'\n{INSTALL}"}).has("WARN", "tornado", "no server spans")
+    conf = f"worker_class = 'uvicorn_worker.UvicornWorker'\n{INSTALL}"
+    check(files={CONF: conf}).has("OK", "UvicornWorker", "lifespan", "'asgi'")
+    result = check(files={CONF: f"worker_class = 'no.such.Worker'\n{INSTALL}"})
+    result.has("FAIL", "'no.such.Worker' cannot be loaded", "does not start")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import opentelemetry.sdk.trace as sdk\nsdk.trace_api.set_tracer_provider(sdk.TracerProvider())\n",
+        "def post_fork(server, worker):\n    from opentelemetry import trace\n    trace.set_tracer_provider(make())\n",
+    ],
+)
+def test_a_configuration_that_sets_a_provider_itself_is_a_failure(check: Check, line: str) -> None:
+    result = check(files={CONF: line + INSTALL})
+    result.has("FAIL", CONF, "sets a tracer provider itself", "stays off")
+
+
+def test_another_user_than_the_workers_may_read_other_files(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    conf = f"user = {os.geteuid() + 12345}\n{INSTALL}"
+    env = {"MACKEREL_APIKEY": "", "MACKEREL_APIKEY_FILE": "key"}
+    result = check(files={CONF: conf}, **env)
+    result.has("WARN", f"run as user {os.geteuid() + 12345}", "MACKEREL_APIKEY_FILE", "sudo -u")
+    check(files={CONF: conf}, MACKEREL_APIKEY_FILE="").has("OK", f"run as user {os.geteuid() + 12345}")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("x = 1\n\ndef f(:\n", (f"{CONF}:3: SyntaxError",)),
+        ("x = 1\nraise ValueError('bad ' * 2)\n", (f"{CONF}:2: ValueError: bad bad",)),
+        (f"raise ValueError('{KEY}')\n", (f"{CONF}:1: ValueError: ***",)),
+        ("import sys\n\n\nsys.exit('no')\n", (f"{CONF}:4: it calls sys.exit('no')",)),
+        ("import no_such_module\n", (f"{CONF}:1: ModuleNotFoundError: No module named 'no_such_module'",)),
+        ("workers = 'many'\n", ("workers: ValueError",)),
+        ("def post_fork(*args): pass\n", ("post_fork: TypeError", "arity")),
+        ("raw_env = ['nothing']\n", ("RuntimeError: environment setting",)),
+        ("import os\nos._exit(0)\n", ("ends the process",)),
+    ],
+    ids=lambda value: None if isinstance(value, tuple) else "",
+)
+def test_a_configuration_that_cannot_be_read_is_one_failure_with_its_place(
+    check: Check, content: str, words: tuple[str, ...]
+) -> None:
+    result = check(files={CONF: content})
+    result.has("FAIL", *words)
+    assert result.status == 1
+    assert "Traceback" not in result.text
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("nothing.py", "nothing.py cannot be read"),
+        (".", ". cannot be read"),
+        ("python:no_such_module", "python:no_such_module: No module named"),
+    ],
+)
+def test_a_configuration_that_is_not_there_is_a_failure(check: Check, location: str, words: str) -> None:
+    result = check("--server", "gunicorn", "--config", location)
+    assert result.status == 1
+    finding = result.about(words.partition(": ")[0], "name a ")
+    assert finding["level"] == "FAIL"
+
+
+def test_options_that_gunicorn_does_not_know_are_a_failure(check: Check) -> None:
+    check("--server", "gunicorn", GUNICORN_CMD_ARGS="--nonsense").has("FAIL", "GUNICORN_CMD_ARGS", "gunicorn --help")
+
+
+def test_a_configuration_that_hangs_is_ended(check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gunicorn_config, "SECONDS", 2.0)
+    began = time.monotonic()
+    conf = "import os, time, pathlib\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    result = check(files={CONF: conf})
+    result.has("FAIL", CONF, "not read within 2 s: it hangs")
+    assert time.monotonic() - began < 30
+    assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
+
+
+def test_what_a_configuration_does_to_its_process_harms_nobody(check: Check, tmp_path: Path) -> None:
+    conf = (
+        f"import os, sys\nprint('noise', file=sys.stderr)\nprint('noise')\nos.chdir('/')\nos.environ.clear()\n{INSTALL}"
+    )
+    result = check(files={CONF: conf})
+    assert result.levels() == {"OK"}
+    assert "noise" not in result.text
+    assert Path.cwd() == tmp_path
+    assert os.environ["OTEL_SERVICE_NAME"] == "shop"
+
+
+def test_a_module_in_the_working_directory_shadows_nothing(check: Check) -> None:
+    files = {CONF: INSTALL, "gunicorn.py": "raise SystemExit", "json.py": "raise SystemExit"}
+    assert check(files=files).levels() == {"OK"}
+
+
+def test_gunicorn_that_is_not_installed_is_a_failure(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gunicorn_config, "find_spec", lambda _name: None)
+    result = check(files={CONF: INSTALL})
+    result.has("FAIL", "Gunicorn is not installed", "pip install 'mackerel-otel-server[gunicorn]'")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_a_failure(check: Check, tmp_path: Path) -> None:
+    (tmp_path / CONF).write_text(INSTALL)
+    (tmp_path / CONF).chmod(0)
+    check().has("FAIL", CONF, "Permission denied")
