@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from servers import assert_one_server_span_per_request, environment, gunicorn, server_span, uwsgi
 
-import mackerel_otel_server.settings
+import mackerel_otel_server
 from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.settings.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 JAPANESE = (ROOT / "README.ja.md").read_text(encoding="utf-8")
-SETTINGS = Path(mackerel_otel_server.settings.__file__).read_text(encoding="utf-8")
 
 
 def _blocks(text: str, language: str = r"\w*") -> list[str]:
@@ -49,7 +49,8 @@ def test_every_variable_of_the_readme_is_one_that_is_read_and_the_other_way_roun
     table = table.replace("[TRACES_]", "").replace("`…CLIENT", "`OTEL_EXPORTER_OTLP_CLIENT")
     documented = set(re.findall(r"`((?:OTEL|MACKEREL)_[A-Z_]+)`", table))
     prefixes = tuple(re.findall(r"`((?:OTEL)_[A-Z_]+)…", table))
-    read = {name.replace("_TRACES_", "_") for name in re.findall(r'"((?:OTEL|MACKEREL)_[A-Z_]+)"', SETTINGS)}
+    names = {name for variable in CATALOGUE for name in variable.names}
+    read = {name.replace("_TRACES_", "_") for name in names if name.startswith(("OTEL_", "MACKEREL_"))}
     read = {name if name != "OTEL_EXPORTER" else "OTEL_TRACES_EXPORTER" for name in read}
     documented = {name.replace("_TRACES_", "_") for name in documented}
     documented = {name if name != "OTEL_EXPORTER" else "OTEL_TRACES_EXPORTER" for name in documented}

@@ -32,7 +32,7 @@ ABOVE_WORKER = ("gunicorn", "uwsgi", "uvicorn", "celery", "watcher", "hosts", "c
 @pytest.mark.parametrize(
     ("part", "forbidden"),
     [
-        ("settings.py", ("pipeline", "tracing", "worker", *ABOVE_WORKER)),
+        ("settings", ("pipeline", "tracing", "worker", *ABOVE_WORKER)),
         ("pipeline", ("tracing", "worker", *ABOVE_WORKER)),
         ("tracing", ("pipeline", "settings", "worker", *ABOVE_WORKER)),
         ("worker.py", ABOVE_WORKER),
@@ -51,7 +51,7 @@ def test_only_settings_and_the_command_line_read_the_environment() -> None:
         for file in FILES
         if "os.environ" in file.read_text() or "getenv" in file.read_text()
     }
-    assert readers <= {"settings.py", "cli"}
+    assert readers <= {"settings", "cli"}
 
 
 @pytest.mark.parametrize("module", ["mackerel_otel_server", "mackerel_otel_server.conf"])

@@ -1,0 +1,76 @@
+"""The API key. It is in no message."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mackerel_otel_server.settings import catalogue
+
+if TYPE_CHECKING:
+    from mackerel_otel_server.settings.reader import Reader
+
+
+def read_api_key(source: Reader, key_in_headers: str, headers_name: str) -> str | None:
+    """Read the key: from its variable, its file, or the variable for headers, in this order.
+
+    Args:
+        source: The variables.
+        key_in_headers: The value of the header ``Mackerel-Api-Key`` in the variable for headers, or empty.
+        headers_name: That variable's name.
+    """
+    name, key = source.raw(catalogue.API_KEY)
+    if key:
+        return _checked(source, name, key)
+    name, file = source.first(catalogue.API_KEY_FILE)
+    if file:
+        return _from_file(source, name, file)
+    if key_in_headers:
+        return _checked(source, headers_name, key_in_headers)
+    source.problem(
+        catalogue.API_KEY.name,
+        "there is no API key and no Collector: set MACKEREL_APIKEY to an API key of your Mackerel organization that "
+        "has write permission, or OTEL_EXPORTER_OTLP_ENDPOINT to the URL of a Collector",
+    )
+    return None
+
+
+def _from_file(source: Reader, name: str, file: str) -> str | None:
+    try:
+        key = _read_file(Path(file)).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        source.problem(
+            name,
+            f"{name}={file!r} cannot be read ({reason}); name a file that the server's user may read "
+            "and that holds the API key",
+        )
+        return None
+    if not key:
+        source.problem(name, f"{name}={file!r} is empty; write the API key into it")
+        return None
+    return _checked(source, name, key)
+
+
+def _read_file(file: Path) -> str:
+    if not stat.S_ISREG(file.stat().st_mode):
+        # A pipe would be read once, by the arbiter, or never end.
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file.read_text(encoding="utf-8")
+
+
+def _checked(source: Reader, name: str, key: str) -> str | None:
+    """Refuse what cannot be a header's value."""
+    if any(character.isspace() for character in key):
+        source.problem(
+            name,
+            f"{name} holds white space or a line break within its {len(key)} characters: that is not an API key; "
+            "copy it again from Mackerel, without quotes and spaces",
+        )
+        return None
+    if not (key.isascii() and key.isprintable()):
+        source.problem(name, f"{name} holds characters that no API key has; copy it again from Mackerel")
+        return None
+    return key

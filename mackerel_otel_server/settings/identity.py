@@ -1,0 +1,56 @@
+"""Who is speaking: the attributes of the resource, and the service's name before all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mackerel_otel_server.settings import catalogue
+
+if TYPE_CHECKING:
+    from mackerel_otel_server.settings.reader import Reader
+    from mackerel_otel_server.settings.values import Arguments
+
+
+def read_resource_attributes(source: Reader, arguments: Arguments) -> dict[str, Any]:
+    """Read the attributes; ``OTEL_SERVICE_NAME`` goes before the list, and what the code gave before both."""
+    attributes: dict[str, Any] = dict(source.pairs(catalogue.RESOURCE_ATTRIBUTES))
+    if name := source.text(catalogue.SERVICE_NAME):
+        attributes["service.name"] = name
+    for key, value in arguments.as_resource_attributes().items():
+        if not isinstance(key, str) or not isinstance(value, str | bool | int | float):
+            source.problem(
+                "instrument()",
+                f"instrument() was given {key!r}={value!r}: a resource attribute needs a name of type str and "
+                "a value of type str, bool, int or float",
+            )
+            continue
+        attributes[key] = value
+    return attributes
+
+
+def read_service_name(source: Reader, attributes: dict[str, Any], application: str | None, script: str) -> str:
+    """Return the service's name, if need be one that is guessed, with a warning."""
+    if name := attributes.get("service.name"):
+        return str(name)
+    guess = (
+        _top_package(application or "") or _top_package(source.text(catalogue.DJANGO_SETTINGS)) or _script_name(script)
+    )
+    attributes["service.name"] = guess
+    source.warnings.append(
+        f"no service name is set: spans are sent as {guess!r}; "
+        f"set {catalogue.SERVICE_NAME.name} to the name that Mackerel shall show"
+    )
+    return guess
+
+
+def _top_package(application: str) -> str:
+    """Return ``mysite`` for ``mysite.wsgi:application``."""
+    return application.partition(":")[0].strip().partition(".")[0]
+
+
+def _script_name(script: str) -> str:
+    path = Path(script)
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    # "-c" and "-" are no scripts; the name is the one that OpenTelemetry's resource specification requires then.
+    return name if name not in ("", "-", "-c") else "unknown_service:python"

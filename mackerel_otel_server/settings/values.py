@@ -1,0 +1,79 @@
+"""What the environment becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mackerel_otel_server.settings.urls import without_credentials
+
+if TYPE_CHECKING:
+    from mackerel_otel_server.http_options import HttpOptions
+
+
+class SettingsError(Exception):
+    """The settings cannot be used.
+
+    Attributes:
+        problems: One sentence per problem, in a fixed order: what was seen, what was expected, what to type.
+    """
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What the application's own code gave to ``instrument()``; it wins over the environment."""
+
+    service_name: str | None = None
+    service_version: str | None = None
+    environment: str | None = None
+    resource_attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_resource_attributes(self) -> dict[str, Any]:
+        """Return the given arguments under the names of the OpenTelemetry resource attributes."""
+        named = {
+            "service.name": self.service_name,
+            "service.version": self.service_version,
+            "deployment.environment.name": self.environment,
+        }
+        return {**self.resource_attributes, **{name: value for name, value in named.items() if value}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that the pipeline needs to know. Secrets never reach the repr."""
+
+    service_name: str
+    resource_attributes: Mapping[str, Any]
+    exporters: tuple[str, ...]
+    endpoint: str
+    api_key: str | None = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    proxy: str | None = field(repr=False)
+    """The http:// URL of the proxy that leads to the endpoint; it may hold credentials."""
+    timeout: float
+    """Seconds that one request to the endpoint may take."""
+    compression: str
+    certificate: str | None
+    client_key: str | None
+    client_certificate: str | None
+    sampler: str
+    sampler_ratio: float
+    schedule_delay: int
+    """Milliseconds."""
+    max_queue_size: int
+    max_export_batch_size: int
+    shutdown_timeout: float
+    """Seconds that a leaving worker may spend on sending."""
+    http: HttpOptions
+    omitted_attributes: frozenset[str]
+    warnings: tuple[str, ...]
+
+    @property
+    def shown_endpoint(self) -> str:
+        """The endpoint as a log may show it: without a user's name and password."""
+        return without_credentials(self.endpoint)
