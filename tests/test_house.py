@@ -54,6 +54,11 @@ def test_only_settings_and_the_command_line_read_the_environment() -> None:
     assert readers <= {"settings", "cli"}
 
 
+def test_only_the_command_line_imports_what_tells_the_origins_of_settings() -> None:
+    importers = {file.relative_to(PACKAGE).parts[0] for file in FILES if "settings.origins" in _imports(file)}
+    assert importers == {"cli"}
+
+
 @pytest.mark.parametrize("module", ["mackerel_otel_server", "mackerel_otel_server.conf"])
 def test_the_doors_import_no_http_library_and_no_sdk(tmp_path: Path, module: str) -> None:
     script = (

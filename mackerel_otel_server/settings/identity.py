@@ -29,19 +29,31 @@ def read_resource_attributes(source: Reader, arguments: Arguments) -> dict[str, 
     return attributes
 
 
-def read_service_name(source: Reader, attributes: dict[str, Any], application: str | None, script: str) -> str:
+def read_service_name(source: Reader, attributes: dict[str, Any], application: str | None, script: str | None) -> str:
     """Return the service's name, if need be one that is guessed, with a warning."""
     if name := attributes.get("service.name"):
         return str(name)
-    guess = (
-        _top_package(application or "") or _top_package(source.text(catalogue.DJANGO_SETTINGS)) or _script_name(script)
-    )
+    guess, origin = guessed_name(source, application, script)
     attributes["service.name"] = guess
+    sent = f"as {guess!r}" if origin else f"under the name of {guess}, as 'mysite' for mysite.wsgi"
     source.warnings.append(
-        f"no service name is set: spans are sent as {guess!r}; "
+        f"no service name is set: spans are sent {sent}; "
         f"set {catalogue.SERVICE_NAME.name} to the name that Mackerel shall show"
     )
     return guess
+
+
+def guessed_name(source: Reader, application: str | None, script: str | None) -> tuple[str, str]:
+    """Return the name of what is served, and what it was taken from.
+
+    Without any of them (the application is not known, the script is None) in general words, and from nowhere.
+    """
+    if name := _top_package(application or ""):
+        return name, "the server's application"
+    variable, module = source.first(catalogue.DJANGO_SETTINGS)
+    if name := _top_package(module):
+        return name, variable
+    return (catalogue.SERVICE_NAME.default, "") if script is None else (_script_name(script), "the script")
 
 
 def _top_package(application: str) -> str:

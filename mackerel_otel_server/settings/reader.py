@@ -153,8 +153,15 @@ class Reader:
                 )
                 continue
             name, value = unquote(key.strip()), unquote(value.strip())
-            if variable.secret and not (_FIELD_NAME.fullmatch(name) and _FIELD_VALUE.fullmatch(value)):
-                # It would be refused on its way, in an error that shows it.
+            # Either would be refused on its way, in an error that shows it.
+            if variable.secret and not _FIELD_NAME.fullmatch(name):
+                self.problem(
+                    variable_name,
+                    f"{variable_name}: the name of an item is not a header's (it is not shown, it may be a secret); "
+                    "type name=value,name=value without quotes",
+                )
+                continue
+            if variable.secret and not _FIELD_VALUE.fullmatch(value):
                 self.problem(
                     variable_name,
                     f"{variable_name}: the value of {name!r} holds a line break or a control character; remove it",

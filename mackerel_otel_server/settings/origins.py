@@ -1,0 +1,167 @@
+"""The effective settings as an operator may see them, each with where it comes from; not imported by a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from mackerel_otel_server.settings import Arguments, Settings, understand
+from mackerel_otel_server.settings import catalogue as c
+from mackerel_otel_server.settings.destination import API_KEY_HEADER
+from mackerel_otel_server.settings.identity import guessed_name
+from mackerel_otel_server.settings.reader import Reader
+from mackerel_otel_server.settings.urls import without_credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DEFAULT: Final = "default"
+INSTRUMENT: Final = "instrument()"
+CLOAK: Final = "****"
+"""A secret of any length."""
+_NOT_USED: Final = " (not used)"
+# What the SDK takes where a limit is not set.
+# https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/#attribute-limits
+_GENERAL_LIMITS: Final = {
+    c.SPAN_ATTRIBUTE_LENGTH: c.ATTRIBUTE_LENGTH,
+    c.SPAN_ATTRIBUTE_COUNT: c.ATTRIBUTE_COUNT,
+    c.EVENT_ATTRIBUTE_COUNT: c.ATTRIBUTE_COUNT,
+    c.LINK_ATTRIBUTE_COUNT: c.ATTRIBUTE_COUNT,
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One setting."""
+
+    name: str
+    """The variable that goes first of those that give it, or the attribute's name."""
+    value: str
+    """What is in force, empty for nothing; secrets are cloaked."""
+    origin: str
+    """The variable as it was typed, ``instrument()``, ``the server's application``, ``the script``, or ``default``."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """All settings, and what is wrong with them."""
+
+    settings: tuple[Shown, ...]
+    """In the order of the catalogue. A value with a problem is shown as it was typed."""
+    problems: tuple[str, ...]
+    """As in SettingsError: with any, nothing is in force."""
+    warnings: tuple[str, ...]
+
+
+def describe(
+    environ: Mapping[str, str],
+    arguments: Arguments | None = None,
+    application: str | None = None,
+    *,
+    script: str | None = None,
+) -> Description:
+    """Say what is in force and why, also when there are problems.
+
+    Args:
+        environ: The variables.
+        arguments: What the application gives to ``instrument()``.
+        application: What the server is told to serve (``mysite.wsgi:application``), where that is known.
+        script: ``sys.argv[0]`` of the process that is traced, where that is known.
+    """
+    source, arguments = Reader(environ), arguments or Arguments()
+    settings = understand(source, arguments, application, script)
+    problems, warnings = tuple(source.problems), tuple(source.warnings)
+    shown: list[Shown] = []
+    for variable in c.CATALOGUE:
+        if variable is c.RESOURCE_ATTRIBUTES:
+            shown += _attributes(source, settings, arguments)
+        elif variable is c.SERVICE_NAME:
+            name_origin = _service_name_origin(source, arguments, application, script)
+            shown.append(Shown(variable.name, settings.service_name, name_origin))
+        else:
+            shown.append(Shown(variable.name, *_shown(variable, source, settings)))
+    return Description(tuple(shown), problems, warnings)
+
+
+def _shown(variable: c.Variable, source: Reader, settings: Settings) -> tuple[str, str]:
+    """Return the value and its origin."""
+    if variable is c.API_KEY:
+        return _api_key(source, settings)
+    name, typed = source.first(variable)
+    if not typed:
+        return _unset(variable, source, settings)
+    if name in source.wrong:
+        return (CLOAK if variable.secret else _without_credentials(typed)), name
+    return _effective(variable, typed, source, settings), name
+
+
+def _unset(variable: c.Variable, source: Reader, settings: Settings) -> tuple[str, str]:
+    if variable in _GENERAL_LIMITS:
+        name, typed = source.first(_GENERAL_LIMITS[variable])
+        return (typed, name) if typed else (variable.default, DEFAULT)
+    if variable is c.MAX_EXPORT_BATCH_SIZE and str(settings.max_export_batch_size) != variable.default:
+        return str(settings.max_export_batch_size), c.MAX_QUEUE_SIZE.name
+    if variable is c.ENDPOINT and "otlp" not in settings.exporters:
+        return "", DEFAULT
+    return variable.default, DEFAULT
+
+
+def _effective(variable: c.Variable, typed: str, source: Reader, settings: Settings) -> str:
+    if variable is c.HEADERS:
+        return ",".join(f"{name}={CLOAK}" for name in source.pairs(variable))
+    if variable is c.ENDPOINT:
+        return _without_credentials(settings.endpoint or typed + _NOT_USED)
+    if variable in (c.HTTPS_PROXY, c.HTTP_PROXY):
+        used = settings.proxy and variable is (c.HTTPS_PROXY if settings.endpoint[:5] == "https" else c.HTTP_PROXY)
+        return _without_credentials(str(settings.proxy) if used else typed + _NOT_USED)
+    if variable is c.EXPORT_TIMEOUT or (variable is c.SAMPLER_ARG and not settings.sampler.endswith("traceidratio")):
+        return typed + _NOT_USED
+    values = {
+        c.EXPORTER: ",".join(settings.exporters) or "none",
+        c.SAMPLER: settings.sampler,
+        c.SAMPLER_ARG: f"{settings.sampler_ratio:g}",
+        c.TIMEOUT: f"{settings.timeout:g}",
+        c.COMPRESSION: settings.compression,
+        c.SHUTDOWN_TIMEOUT: f"{settings.shutdown_timeout:g}",
+        c.SDK_DISABLED: typed.lower(),
+    }
+    return values.get(variable, typed)
+
+
+def _without_credentials(url: str) -> str:
+    shown = without_credentials(url)
+    # A password that holds a slash, say.
+    return CLOAK if "@" in shown else shown
+
+
+def _api_key(source: Reader, settings: Settings) -> tuple[str, str]:
+    for variable in (c.API_KEY, c.API_KEY_FILE):
+        name, typed = source.raw(variable)
+        if typed.strip():
+            break
+    else:
+        name = source.first(c.HEADERS)[0]
+        if API_KEY_HEADER.lower() not in map(str.lower, source.pairs(c.HEADERS)):
+            return "", DEFAULT
+    return (CLOAK if settings.api_key or name in source.wrong else f"{CLOAK} (not sent)"), name
+
+
+def _attributes(source: Reader, settings: Settings, arguments: Arguments) -> Iterator[Shown]:
+    variable = c.RESOURCE_ATTRIBUTES
+    given = arguments.as_resource_attributes()
+    attributes = {name: value for name, value in settings.resource_attributes.items() if name != "service.name"}
+    name, typed = source.first(variable)
+    if name in source.wrong or not attributes:
+        yield Shown(name, typed, name if typed else DEFAULT)
+    for attribute, value in attributes.items():
+        yield Shown(str(attribute), str(value), INSTRUMENT if attribute in given else name)
+
+
+def _service_name_origin(source: Reader, arguments: Arguments, application: str | None, script: str | None) -> str:
+    if arguments.as_resource_attributes().get("service.name"):
+        return INSTRUMENT
+    if source.text(c.SERVICE_NAME):
+        return c.SERVICE_NAME.name
+    if source.pairs(c.RESOURCE_ATTRIBUTES).get("service.name"):
+        return c.RESOURCE_ATTRIBUTES.name
+    return guessed_name(source, application, script)[1] or DEFAULT
