@@ -153,13 +153,13 @@ def test_paint_leaves_text_alone_unless_a_terminal_wants_colour(
 
 def test_another_tracer_that_is_active_is_found(check: Check, tmp_path: Path) -> None:
     starters = {
-        "opentelemetry/instrumentation/auto_instrumentation": ("FAIL", "opentelemetry-instrument"),
-        "ddtrace/bootstrap": ("WARN", "ddtrace-run"),
-        "newrelic/bootstrap": ("WARN", "newrelic-admin"),
+        "opentelemetry/instrumentation/auto_instrumentation": "opentelemetry-instrument",
+        "ddtrace/bootstrap": "ddtrace-run",
+        "newrelic/bootstrap": "newrelic-admin",
     }
-    for folder, (level, name) in starters.items():
+    for folder, name in starters.items():
         check(PYTHONPATH=f"/x{os.pathsep}/lib/{folder}").has(
-            level, f"where {name} starts another tracer", "start the server"
+            "WARN", f"where {name} starts another tracer", "start the server"
         )
     (tmp_path / "sitecustomize.py").write_text("import ddtrace.auto\n")
     check(PYTHONPATH=str(tmp_path)).has("WARN", "a sitecustomize module starts another tracer")
@@ -192,14 +192,45 @@ def test_a_provider_in_this_very_process_is_a_failure(tmp_path: Path) -> None:
     assert isinstance(trace.get_tracer_provider(), object)
 
 
-def installed(folder: Path, name: str, version: str, *lines: str, entry_points: str = "") -> None:
+def installed(
+    folder: Path,
+    name: str,
+    version: str,
+    *lines: str,
+    entry_points: str = "",
+    group: str = "opentelemetry_instrumentor",
+) -> None:
     """Put a distribution's metadata where this process finds them first."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     text = "\n".join((f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}", *lines))
     (info / "METADATA").write_text(f"{text}\n\n")
     if entry_points:
-        (info / "entry_points.txt").write_text(f"[opentelemetry_instrumentor]\n{entry_points}\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{entry_points}\n")
+
+
+def test_opentelemetry_instrument_with_a_distribution_is_a_failure(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(tmp_path, "a-distro", "1.0", entry_points="a = a:A", group="opentelemetry_configurator")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = check(PYTHONPATH="/x/opentelemetry/instrumentation/auto_instrumentation")
+    result.has("FAIL", "where opentelemetry-instrument starts another tracer", "stays off")
+
+
+def test_opentelemetry_instrument_itself_is_found(tmp_path: Path) -> None:
+    (tmp_path / "uwsgi.ini").write_text(INI)
+    folder = Path(sys.executable).parent
+    result = subprocess.run(
+        [folder / "opentelemetry-instrument", folder / "mackerel-otel-server", "check"],
+        cwd=tmp_path,
+        env=clean(os.environ) | {"MACKEREL_APIKEY": KEY, "OTEL_SERVICE_NAME": "shop", "PYTHONWARNINGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert "where opentelemetry-instrument starts another tracer" in result.stdout, result
 
 
 def test_versions_below_the_supported_ones_are_failures(

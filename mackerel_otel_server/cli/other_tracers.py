@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -48,11 +49,13 @@ def _python_path(environ: Mapping[str, str]) -> Iterator[Finding]:
         name = next((name for folder, name in _STARTERS.items() if folder in entry.replace(os.sep, "/")), None)
         if name is None and not any(word in text for word in ("ddtrace", "newrelic", "opentelemetry")):
             continue
+        # It sets a provider where a distribution of OpenTelemetry tells it how.
+        sets_provider = name == "opentelemetry-instrument" and bool(entry_points(group="opentelemetry_configurator"))
         yield Finding(
-            "FAIL" if name == "opentelemetry-instrument" else "WARN",
+            "FAIL" if sets_provider else "WARN",
             f"PYTHONPATH holds {entry}, where {name or 'a sitecustomize module'} starts another tracer",
             "this package stays off where another provider is set"
-            if name == "opentelemetry-instrument"
+            if sets_provider
             else "both trace each request: it costs twice, and either may disturb the other",
             f"start the server without {name or 'that folder in PYTHONPATH'}",
         )
