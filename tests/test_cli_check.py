@@ -306,3 +306,24 @@ def test_gunicorn_s_findings_stand_beside_those_of_the_settings(check: Check) ->
     assert result.status == 1
     assert "there is no API key" in result.text
     result.has("OK", "installs the hooks")
+
+
+def test_every_setting_is_shown_with_its_value_and_where_it_comes_from(check: Check, tmp_path: Path) -> None:
+    conf = f"raw_env = ['OTEL_BSP_SCHEDULE_DELAY=700', 'MACKEREL_APIKEY={KEY}']\n{INSTALL}"
+    found = {one["name"]: one for one in check(files={"gunicorn.conf.py": conf}).data["settings"]}
+    assert found["OTEL_SERVICE_NAME"] == {"name": "OTEL_SERVICE_NAME", "value": "shop", "origin": "OTEL_SERVICE_NAME"}
+    delay = found["OTEL_BSP_SCHEDULE_DELAY"]
+    assert (delay["value"], delay["origin"]) == ("700", "OTEL_BSP_SCHEDULE_DELAY, set by Gunicorn's raw_env")
+    assert found["MACKEREL_APIKEY"]["value"] == "****"
+    assert found["OTEL_BSP_MAX_QUEUE_SIZE"]["origin"] == "default"
+    (tmp_path / "gunicorn.conf.py").unlink()
+    ini = {"uwsgi.ini": f"{INI}env = OTEL_BSP_SCHEDULE_DELAY=900\n"}
+    found = {one["name"]: one for one in check(files=ini).data["settings"]}
+    assert found["OTEL_BSP_SCHEDULE_DELAY"]["origin"] == "OTEL_BSP_SCHEDULE_DELAY, set by uwsgi.ini"
+
+
+def test_values_that_cannot_be_understood_are_failures_and_still_shown(check: Check) -> None:
+    result = check(files={"uwsgi.ini": INI}, OTEL_BSP_SCHEDULE_DELAY="soon")
+    assert result.status == 1
+    assert any(one["value"] == "soon" for one in result.data["settings"])
+    assert result.about("OTEL_BSP_SCHEDULE_DELAY='soon'")["level"] == "FAIL"

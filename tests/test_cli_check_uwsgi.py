@@ -10,14 +10,14 @@ from checking import INI, KEY, Check
 from servers import environment, uwsgi
 
 from mackerel_otel_server.cli import versions
+from mackerel_otel_server.cli.fragments import FRAGMENTS
 from mackerel_otel_server.cli.receiver import Receiver
 
 
 def test_the_file_that_init_writes_is_well(check: Check) -> None:
-    from mackerel_otel_server.cli.init import _example
-
-    name = "mackerel_otel_server.ini"
-    result = check(files={name: _example(name)})
+    fragment = FRAGMENTS["uwsgi"]
+    name = fragment.file
+    result = check(files={name: fragment.read()})
     assert result.levels() == {"OK"}
     result.has("OK", "imports mackerel_otel_server.uwsgi")
     assert any(name in read for read in result.data["read"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from mackerel_otel_server import settings as settings_module
@@ -24,12 +24,14 @@ from mackerel_otel_server.cli.findings import Finding
 from mackerel_otel_server.cli.not_read import NotReadError
 from mackerel_otel_server.cli.report import Report, as_json, show
 from mackerel_otel_server.cli.text import say
+from mackerel_otel_server.settings.origins import describe
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
     from mackerel_otel_server.settings import Settings
+    from mackerel_otel_server.settings.origins import Shown
 
 _NOT_READ: Final = (
     "the server's command line, and variables that only its service manager or container sets",
@@ -44,6 +46,9 @@ class _Surroundings:
     environ: dict[str, str]
     folder: str
     application: str | None = None
+    changed: frozenset[str] = frozenset()
+    """The variables that the configuration sets."""
+    set_by: str = ""
     read: list[str] = field(default_factory=list)
     not_read: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -112,6 +117,7 @@ def _look_at_gunicorn(around: _Surroundings, choice: configuration.Choice) -> No
     config = gunicorn_config.read(choice.config, around.environ, around.folder)
     around.read.append(f"{config.name}, for Gunicorn ({choice.why})")
     around.environ |= config.env
+    around.changed, around.set_by = frozenset(config.env), "set by Gunicorn's raw_env"
     around.application = config.application
     around.findings += gunicorn_findings.findings(config, around.environ, around.folder)
     around.folder = config.cwd
@@ -134,7 +140,9 @@ def _look_at_uwsgi(around: _Surroundings, choice: configuration.Choice) -> None:
     ini = uwsgi_ini.read(choice.config, around.environ)
     around.read += [f"{file}, for uWSGI ({choice.why})" for file in ini.files]
     around.not_read += ini.not_understood
-    around.environ = ini.environment(around.environ)
+    before, around.environ = around.environ, ini.environment(around.environ)
+    around.changed = frozenset(name for name, value in around.environ.items() if before.get(name) != value)
+    around.set_by = f"set by {ini.files[0]}"
     around.application = uwsgi_findings.application(ini)
     installed = versions.numbers(versions.uwsgi_version())
     around.findings += uwsgi_findings.findings(ini, around.environ, around.folder, installed)
@@ -151,17 +159,21 @@ def _nothing_found(choice: configuration.Choice) -> Finding:
     )
 
 
-def _settings(around: _Surroundings) -> tuple[Settings | None, list[dict[str, Any]], list[Finding]]:
-    try:
-        effective = settings_module.read(around.environ, application=around.application)
-    except settings_module.SettingsError as error:
-        return None, [], [Finding("FAIL", problem) for problem in error.problems]
-    return effective, [], [Finding("WARN", warning) for warning in effective.warnings]
+def _settings(around: _Surroundings) -> tuple[Settings | None, list[Shown], list[Finding]]:
+    """Return the settings of the workers if they can be used, as they are shown, and what is wrong with them."""
+    described = describe(around.environ, application=around.application)
+    shown = [
+        replace(one, origin=f"{one.origin}, {around.set_by}") if one.origin in around.changed else one
+        for one in described.settings
+    ]
+    found = [Finding("FAIL", problem) for problem in described.problems]
+    found += [Finding("WARN", warning) for warning in described.warnings]
+    if described.problems:
+        return None, shown, found
+    return settings_module.read(around.environ, application=around.application), shown, found
 
 
 def _send(report: Report, effective: Settings | None, around: _Surroundings) -> Report:
-    from dataclasses import replace
-
     sent = None
     if around.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         found = [Finding("FAIL", "no span was sent: OTEL_SDK_DISABLED is true", "nothing is traced", "unset it")]

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from mackerel_otel_server.cli import config
 from mackerel_otel_server.cli.style import paint
 from mackerel_otel_server.cli.text import counted, printable, say, stdout_encoding
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mackerel_otel_server.cli.findings import Finding
     from mackerel_otel_server.cli.sending import Sent
     from mackerel_otel_server.cli.versions import Version
+    from mackerel_otel_server.settings.origins import Shown
 
 _ORDER: Final = ("FAIL", "WARN", "OK")
 _COLOURS: Final = {"FAIL": ("bold", "red"), "WARN": ("bold", "yellow"), "OK": ("green",)}
@@ -33,8 +35,7 @@ class Report:
     read: list[str]
     not_read: list[str]
     versions: list[Version]
-    settings: list[dict[str, Any]]
-    """Name, value and origin of each."""
+    settings: list[Shown]
     findings: list[Finding]
     sent: Sent | None = field(default=None)
 
@@ -70,8 +71,8 @@ def _lines(report: Report, width: int) -> Iterator[tuple[str, tuple[str, ...]]]:
         text = f"{version.name} {version.version}".rstrip()
         yield from _plain(f"{text}, traced by {version.traced_by}" if version.traced_by else text, width)
     yield "Settings", ("bold",)
-    for setting in report.settings:
-        yield from _plain(f"{setting['name']} = {setting['value']}  ({setting['origin']})", width)
+    for line in config.lines(report.settings, max(width - 2, 1) if width else None):
+        yield f"  {line}", ()
     yield "Findings", ("bold",)
     for finding in sorted(report.findings, key=lambda finding: _ORDER.index(finding.level)):
         yield from _finding(finding, width)
