@@ -10,8 +10,6 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-import gunicorn
-
 from mackerel_otel_server import worker as tracing_worker
 from mackerel_otel_server.watcher import Doom, Watcher
 
@@ -71,6 +69,8 @@ def _end_of_timeout(worker: Any) -> Doom | None:
         return None
     now = time.monotonic()
     if last > now:
+        import gunicorn  # optional: a configuration file can be read without it
+
         if gunicorn.version_info >= _HEARTBEATS_ARE_MONOTONIC:
             # No heartbeat yet, but the time at which the file was made: the arbiter kills nobody before the first one.
             return None
