@@ -39,7 +39,7 @@ def read_api_key(source: Reader, key_in_headers: str, headers_name: str) -> str 
 
 def _from_file(source: Reader, name: str, file: str) -> str | None:
     try:
-        key = _read_file(Path(file)).strip()
+        key = read_key_file(Path(file)).strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         source.problem(
@@ -54,7 +54,8 @@ def _from_file(source: Reader, name: str, file: str) -> str | None:
     return _checked(source, name, key)
 
 
-def _read_file(file: Path) -> str:
+def read_key_file(file: Path) -> str:
+    """Read a file of text that is all there."""
     if not stat.S_ISREG(file.stat().st_mode):
         # A pipe would be read once, by the arbiter, or never end.
         raise OSError(errno.EINVAL, "it is no regular file")

@@ -1,0 +1,75 @@
+"""Who is speaking: attributes that are not called what they are meant to be."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Final
+
+from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.settings import catalogue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mackerel_otel_server.settings import Settings
+    from mackerel_otel_server.settings.reader import Reader
+
+_ENVIRONMENT: Final = "deployment.environment.name"
+_OLD_ENVIRONMENT: Final = "deployment.environment"
+_NOT_ENVIRONMENT: Final = ("service.environment.name", "service.environment", "environment", "environment.name", "env")
+# https://opentelemetry.io/docs/specs/semconv/resource/; a test compares them with OpenTelemetry's own.
+KNOWN: Final = (
+    *("service.name", "service.version", "service.namespace", "service.instance.id", _ENVIRONMENT, "deployment.name"),
+    *("deployment.id", "host.name", "host.id", "host.type", "host.arch", "host.ip", "host.image.id", "os.type"),
+    *("os.name", "os.version", "os.description", "process.pid", "process.owner", "process.runtime.name"),
+    *("container.id", "container.name", "container.image.name", "container.image.tags", "cloud.provider"),
+    *("cloud.platform", "cloud.region", "cloud.account.id", "cloud.availability_zone", "cloud.resource_id"),
+    *("k8s.cluster.name", "k8s.namespace.name", "k8s.node.name", "k8s.pod.name", "k8s.pod.uid", "k8s.container.name"),
+    *("k8s.deployment.name", "k8s.statefulset.name", "k8s.daemonset.name", "k8s.replicaset.name", "k8s.job.name"),
+    *("k8s.cronjob.name", "aws.ecs.cluster.arn", "aws.ecs.task.arn", "aws.ecs.task.family", "faas.name"),
+    *("telemetry.sdk.name", "telemetry.sdk.language", "telemetry.sdk.version", "webengine.name"),
+)
+_LIKENESS: Final = 0.88
+"""Of ``difflib``: ``service.nmae`` is near enough to ``service.name``, ``service.team`` is not."""
+
+
+def findings(source: Reader) -> Iterator[Finding]:
+    """Look for near misses in ``OTEL_RESOURCE_ATTRIBUTES``."""
+    variable, _ = source.first(catalogue.RESOURCE_ATTRIBUTES)
+    attributes = source.pairs(catalogue.RESOURCE_ATTRIBUTES)
+    for given, value in attributes.items():
+        meant = _meant(given, attributes)
+        if meant is None:
+            continue
+        typed = value.replace("%", "%25").replace(",", "%2C")
+        old = given == _OLD_ENVIRONMENT
+        yield Finding(
+            "WARN",
+            f"{variable} holds {given!r}, " + ("the old name of" if old else "which is near to") + f" {meant!r}",
+            f"Mackerel looks for {meant} first" if old else f"Mackerel gets it under that name, and not as {meant}",
+            f"type {meant}={typed} in its place in {variable}",
+        )
+
+
+def in_force(source: Reader, settings: Settings) -> Iterator[Finding]:
+    """Say under which name; of a name that nobody gave, settings warns."""
+    if source.text(catalogue.SERVICE_NAME) or source.pairs(catalogue.RESOURCE_ATTRIBUTES).get("service.name"):
+        yield Finding("OK", f"the service name is {settings.service_name!r}")
+
+
+def _meant(given: str, attributes: Mapping[str, str]) -> str | None:
+    """Return the known name that is not given and was meant."""
+    if given in KNOWN or given[0] in "'\"":  # quotes are told of elsewhere
+        return None
+    if given == _OLD_ENVIRONMENT or given.lower() in _NOT_ENVIRONMENT:
+        return None if _ENVIRONMENT in attributes else _ENVIRONMENT
+    bare = {_bare(name): name for name in KNOWN}
+    near = [bare[_bare(given)]] if _bare(given) in bare else get_close_matches(given.lower(), KNOWN, 1, _LIKENESS)
+    # One's own attribute may go on where a known one ends.
+    near = [name for name in near if name not in attributes and not given.startswith(f"{name}.")]
+    return near[0] if near else None
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()

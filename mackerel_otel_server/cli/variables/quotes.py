@@ -1,0 +1,45 @@
+"""Quotes that no shell has taken away: ``docker run --env-file``, say, keeps them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.settings import API_KEY_HEADER, catalogue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mackerel_otel_server.settings.reader import Reader
+
+_QUOTES: Final = ("'", '"')
+
+
+def findings(source: Reader) -> Iterator[Finding]:
+    """Look at all values that settings takes as they are; the API key is looked at elsewhere."""
+    name, _ = source.first(catalogue.HEADERS)
+    pairs = source.pairs(catalogue.HEADERS)
+    pairs = {header: value for header, value in pairs.items() if header.lower() != API_KEY_HEADER.lower()}
+    if name not in source.wrong and _any(pairs):
+        yield Finding(
+            "WARN",
+            f"{name} holds quotes around a name or a value",
+            "they are sent as a part of the header",
+            f"type {name}=name=value,name=value without quotes",
+        )
+    name, typed = source.first(catalogue.RESOURCE_ATTRIBUTES)
+    if name not in source.wrong and _any(source.pairs(catalogue.RESOURCE_ATTRIBUTES)):
+        yield _quoted(name, typed, "".join(one for one in typed if one not in _QUOTES))
+    for variable in catalogue.CATALOGUE:
+        name, typed = source.first(variable)
+        apart = variable.secret or variable is catalogue.RESOURCE_ATTRIBUTES or name in source.wrong
+        if not apart and len(typed) > 1 and typed[0] == typed[-1] and typed[0] in _QUOTES:
+            yield _quoted(name, typed, typed[1:-1])
+
+
+def _any(pairs: dict[str, str]) -> bool:
+    return any(text.startswith(_QUOTES) or text.endswith(_QUOTES) for pair in pairs.items() for text in pair)
+
+
+def _quoted(name: str, typed: str, bare: str) -> Finding:
+    return Finding("WARN", f"{name}={typed!r} holds quotes", "they are a part of the value", f"type {name}={bare}")
