@@ -158,6 +158,7 @@ def test_no_secret_is_shown_nor_its_length(tmp_path: Path) -> None:
         {**keyless, "OTEL_EXPORTER_OTLP_HEADERS": f"Mackerel-Api-Key={SECRET},Authorization=Bearer {SECRET}"},
         {**keyless, "OTEL_EXPORTER_OTLP_HEADERS": f"Authorization: Bearer {SECRET}=="},
         {**keyless, "OTEL_EXPORTER_OTLP_HEADERS": SECRET},
+        {**keyless, "OTEL_EXPORTER_OTLP_HEADERS": f"Mackerel-Api-Key={SECRET}\udcff"},
         {**KEY, "MACKEREL_OTEL_ENDPOINT": f"https://user:{SECRET}@proxy/v1/traces"},
         {**KEY, "MACKEREL_OTEL_ENDPOINT": f"ftp://user:{SECRET}@proxy/v1/traces"},
         {**KEY, "HTTPS_PROXY": f"http://user:{SECRET}@proxy:3128"},
@@ -169,6 +170,14 @@ def test_no_secret_is_shown_nor_its_length(tmp_path: Path) -> None:
         for text in (repr(description), json.dumps(config.as_json(description))):
             assert SECRET not in text
             assert str(len(SECRET)) not in text.replace("128", "")
+
+
+@pytest.mark.parametrize("variables", [{}, {COLLECTOR: "http://c"}])
+def test_a_key_that_is_typed_where_its_file_belongs_is_not_shown(variables: dict[str, str]) -> None:
+    key = "k3y-of-nobody-" * 3
+    description = describe({"MACKEREL_APIKEY_FILE": key, **variables})
+    assert key not in repr(description)
+    assert shown(description, "MACKEREL_APIKEY_FILE") == ("****", "MACKEREL_APIKEY_FILE")
 
 
 def test_one_setting_is_one_line_of_aligned_columns_in_a_pipe(

@@ -179,6 +179,13 @@ def key_file(folder: Path, content: str, mode: int = 0o600) -> str:
     return str(file)
 
 
+def test_a_key_that_is_typed_where_its_file_belongs_is_one_failure_that_does_not_show_it() -> None:
+    found = only({"MACKEREL_APIKEY_FILE": KEY, "OTEL_SERVICE_NAME": "shop"})
+    assert found.level == "FAIL"
+    assert found.seen.startswith("MACKEREL_APIKEY_FILE names no file that is there")
+    assert found.cure.startswith("type MACKEREL_APIKEY= and the key, or MACKEREL_APIKEY_FILE=")
+
+
 def test_a_key_file_beside_a_key_is_not_used(tmp_path: Path) -> None:
     found = only({**SOUND, "MACKEREL_APIKEY_FILE": key_file(tmp_path, OTHER)})
     assert (found.level, found.follows) == (
@@ -322,7 +329,7 @@ def test_a_near_miss_of_a_resource_attribute_is_a_warning(given: str, meant: str
     "attributes",
     [
         "service.version=1,service.namespace=shop,deployment.environment.name=production,host.name=web1",
-        "team=a,service.team=a,service.tier=1,owner=b,region=tokyo,service.version.commit=abc",
+        "team=a,service.team=a,service.tier=1,owner=b,region=tokyo,service.version.id=abc",
         "deployment.environment=old,deployment.environment.name=new",
     ],
 )
@@ -370,9 +377,9 @@ def test_a_variable_that_is_a_typo_away_from_a_known_one_is_a_warning(typed: str
     "name",
     [
         "OTEL_METRICS_EXPORTER",
-        "OTEL_METRICS_SAMPLER",
+        "OTEL_METRICS_SAMPLER_ARGS",
         "OTEL_LOGS_EXPORTER",
-        "OTEL_LOGS_SAMPLER",
+        "OTEL_PYTHON_TRACER_PROVIDERS",
         "OTEL_BLRP_SCHEDULE_DELAY",
         "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
         "OTEL_EXPORTER_OTLP_METRICS_TIMEOUTS",

@@ -104,6 +104,31 @@ def test_what_cannot_be_a_key_is_an_error_that_does_not_show_it(key: str) -> Non
     assert key.strip() not in message
 
 
+def test_a_key_that_is_typed_where_its_file_belongs_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "k3y/of+nobody-" * 3 + "=="
+    message = problem(MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE=key)
+    assert message.startswith("MACKEREL_APIKEY_FILE names no file that is there")
+    assert key not in message
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file_with_a_long_name").write_text("")
+    message = problem(MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE="a_file_with_a_long_name")
+    assert message.startswith("MACKEREL_APIKEY_FILE='a_file_with_a_long_name' is empty")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=s3cret\udcff"},
+        {"HTTPS_PROXY": "http://user:s3cret\udcff@proxy"},
+    ],
+)
+def test_a_secret_that_is_no_text_is_not_shown(variables: dict[str, str]) -> None:
+    message = problem(**variables)
+    assert message == f"{next(iter(variables))} is not UTF-8 text; type it again"
+
+
 @pytest.mark.parametrize(
     ("variables", "endpoint", "key"),
     [

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mackerel_otel_server.settings import catalogue
 
 if TYPE_CHECKING:
     from mackerel_otel_server.settings.reader import Reader
+
+# Most names of files have a slash at their beginning, or a dot.
+_MAY_BE_KEY: Final = re.compile(r"(?!/)[A-Za-z0-9+/=_-]{20,}")
 
 
 def read_api_key(source: Reader, key_in_headers: str, headers_name: str) -> str | None:
@@ -42,6 +46,13 @@ def _from_file(source: Reader, name: str, file: str) -> str | None:
         key = read_key_file(Path(file)).strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        if may_be_key(file):
+            source.problem(
+                name,
+                f"{name} names no file that is there (its value is not shown, it may be the API key itself); type "
+                f"{catalogue.API_KEY.name}= and the key, or {name}= and the full name of a file that holds it",
+            )
+            return None
         source.problem(
             name,
             f"{name}={file!r} cannot be read ({reason}); name a file that the server's user may read "
@@ -52,6 +63,11 @@ def _from_file(source: Reader, name: str, file: str) -> str | None:
         source.problem(name, f"{name}={file!r} is empty; write the API key into it")
         return None
     return _checked(source, name, key)
+
+
+def may_be_key(file: str) -> bool:
+    """Tell whether the name of a file looks like a key that was typed in its place."""
+    return bool(_MAY_BE_KEY.fullmatch(file)) and not Path(file).exists()
 
 
 def read_key_file(file: Path) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from mackerel_otel_server.settings import Arguments, Settings, understand
 from mackerel_otel_server.settings import catalogue as c
+from mackerel_otel_server.settings.api_key import may_be_key
 from mackerel_otel_server.settings.destination import API_KEY_HEADER
 from mackerel_otel_server.settings.identity import guessed_name
 from mackerel_otel_server.settings.reader import Reader
@@ -88,6 +89,8 @@ def _shown(variable: c.Variable, source: Reader, settings: Settings) -> tuple[st
     if variable is c.API_KEY:
         return _api_key(source, settings)
     name, typed = source.first(variable)
+    if variable is c.API_KEY_FILE and may_be_key(typed):
+        return CLOAK, name
     if not typed:
         return _unset(variable, source, settings)
     if name in source.wrong:

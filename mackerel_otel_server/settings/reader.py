@@ -48,7 +48,7 @@ class Reader:
         Without surrounding white space; empty equals unset.
         """
         for name in variable.names:
-            if value := self._text(name):
+            if value := self._text(name, secret=variable.secret):
                 return name, value
         return variable.names[-1], ""
 
@@ -56,10 +56,12 @@ class Reader:
         """Return the value alone."""
         return self.first(variable)[1]
 
-    def _text(self, name: str) -> str:
+    def _text(self, name: str, *, secret: bool) -> str:
         value = self._environ.get(name, "").strip()
         if not _is_text(value):
-            self.problem(name, f"{name}={value!r} is not UTF-8 text; type it again")
+            # A URL may hold a password.
+            shown = name if secret or "@" in value else f"{name}={value!r}"
+            self.problem(name, f"{shown} is not UTF-8 text; type it again")
             return ""
         return value
 
