@@ -111,6 +111,7 @@ def test_a_key_that_is_typed_where_its_file_belongs_is_not_shown(
     message = problem(MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE=key)
     assert message.startswith("MACKEREL_APIKEY_FILE names no file that is there")
     assert key not in message
+    assert key not in problem(MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE=key.replace("/", "") * 9)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_file_with_a_long_name").write_text("")
     message = problem(MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE="a_file_with_a_long_name")

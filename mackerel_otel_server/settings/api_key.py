@@ -67,7 +67,15 @@ def _from_file(source: Reader, name: str, file: str) -> str | None:
 
 def may_be_key(file: str) -> bool:
     """Tell whether the name of a file looks like a key that was typed in its place."""
-    return bool(_MAY_BE_KEY.fullmatch(file)) and not Path(file).exists()
+    if not _MAY_BE_KEY.fullmatch(file):
+        return False
+    try:
+        Path(file).stat()
+    except PermissionError:
+        return False
+    except OSError:  # also when it is too long for a name, which Path.exists() raises
+        return True
+    return False
 
 
 def read_key_file(file: Path) -> str:
