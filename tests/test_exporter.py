@@ -789,7 +789,9 @@ def test_the_usual_variables_name_the_proxy(endpoint: str, variables: dict[str, 
     assert "proxy" not in repr(settings)
 
 
-@pytest.mark.parametrize("value", ["https://me:pw@p:1", "socks5://me:pw@p:1", "http://me:pw@p:x", "http://"])
+@pytest.mark.parametrize(
+    "value", ["http://[me:pw@p", "https://me:pw@p:1", "socks5://me:pw@p:1", "http://me:pw@p:x", "http://"]
+)
 def test_a_proxy_that_cannot_be_used_is_an_error_without_its_password(value: str) -> None:
     with pytest.raises(SettingsError) as error:
         read({"MACKEREL_APIKEY": KEY, "HTTPS_PROXY": value})

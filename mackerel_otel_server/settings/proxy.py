@@ -29,8 +29,8 @@ def read_proxy(source: Reader, endpoint: str) -> str | None:
     excepted = source.text(catalogue.NO_PROXY)
     if not url or (excepted and _is_excepted(parts, excepted)):
         return None
-    proxy_parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
+        proxy_parts = urlsplit(url if "://" in url else f"http://{url}")
         usable = proxy_parts.scheme == "http" and bool(proxy_parts.hostname) and proxy_parts.port != 0
     except ValueError:
         usable = False
