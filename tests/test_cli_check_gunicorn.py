@@ -142,7 +142,7 @@ def test_a_key_in_raw_env_is_used_and_warned_about_and_not_shown(check: Check) -
     result = check(files={CONF: conf}, MACKEREL_APIKEY="", OTEL_SERVICE_NAME="")
     assert result.status == 0, result.text
     result.has("WARN", "MACKEREL_APIKEY is given by raw_env", "--print-config", "MACKEREL_APIKEY_FILE")
-    assert "service name" not in result.text
+    assert "no service name" not in result.text
 
 
 def test_a_shutdown_timeout_above_gunicorn_s_own_is_a_warning(check: Check) -> None:

@@ -18,6 +18,7 @@ from mackerel_otel_server.cli import (
     sending,
     uwsgi_findings,
     uwsgi_ini,
+    variables,
     versions,
 )
 from mackerel_otel_server.cli.findings import Finding
@@ -166,8 +167,7 @@ def _settings(around: _Surroundings) -> tuple[Settings | None, list[Shown], list
         replace(one, origin=f"{one.origin}, {around.set_by}") if one.origin in around.changed else one
         for one in described.settings
     ]
-    found = [Finding("FAIL", problem) for problem in described.problems]
-    found += [Finding("WARN", warning) for warning in described.warnings]
+    found = variables.findings(around.environ, around.application)
     if described.problems:
         return None, shown, found
     return settings_module.read(around.environ, application=around.application), shown, found

@@ -20,7 +20,7 @@ _STARTERS: Final = {
 }
 """A folder that a start command puts into PYTHONPATH, where Python looks for a ``sitecustomize`` module."""
 _VARIABLES: Final = {"ddtrace": ("DD_", "Datadog"), "newrelic": ("NEW_RELIC_", "New Relic")}
-_ONLY_THEIRS: Final = ("OTEL_PYTHON_CONFIGURATOR", "OTEL_PYTHON_DISTRO", "OTEL_PYTHON_ID_GENERATOR")
+_ONLY_THEIRS: Final = ("OTEL_PYTHON_CONFIGURATOR", "OTEL_PYTHON_DISTRO")
 """Only opentelemetry-instrument reads these."""
 
 
