@@ -290,6 +290,11 @@ def test_an_endpoint_that_takes_no_spans_is_told_from_its_url(name: str, typed: 
     assert found.seen.startswith(f"{name}={typed!r} ")
 
 
+def test_a_cure_of_one_mistake_in_an_endpoint_does_not_keep_the_other() -> None:
+    doubled, grpc = wrong({"OTEL_SERVICE_NAME": "shop", ENDPOINT: "http://c:4317/v1/traces"})
+    assert (doubled.cure, grpc.cure) == (f"type {ENDPOINT}=http://c:4317", f"type {ENDPOINT}=http://c:4318")
+
+
 def test_the_doubled_path_of_mackerels_own_variable_is_a_failure() -> None:
     found = only({**SOUND, "MACKEREL_OTEL_ENDPOINT": f"{MACKEREL_ENDPOINT}/v1/traces"})
     assert (found.level, found.cure) == ("FAIL", f"type MACKEREL_OTEL_ENDPOINT={MACKEREL_ENDPOINT}")

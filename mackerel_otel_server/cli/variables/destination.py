@@ -43,10 +43,10 @@ def findings(source: Reader, settings: Settings) -> Iterator[Finding]:
         return
     shown = without_credentials(typed)
     given = f"{name}={shown!r}"
+    base = shown.rstrip("/")
+    while base.endswith(_PATH):
+        base = base.removesuffix(_PATH)
     if parts.path.rstrip("/").endswith(_PATH * 2):
-        base = shown.rstrip("/")
-        while base.endswith(_PATH):
-            base = base.removesuffix(_PATH)
         yield Finding(
             "FAIL",
             f"{given} ends with {_PATH}, which is added to it"
@@ -67,7 +67,7 @@ def findings(source: Reader, settings: Settings) -> Iterator[Finding]:
             "WARN",
             f"{given} names port {_GRPC_PORT}, which is that of OTLP over gRPC",
             "spans are sent over http, which such a port does not take",
-            f"type {name}={shown.replace(f':{_GRPC_PORT}', ':4318')}",
+            f"type {name}={(shown if name != _ALL_SIGNALS else base).replace(f':{_GRPC_PORT}', ':4318')}",
         )
 
 
