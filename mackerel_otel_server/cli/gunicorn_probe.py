@@ -34,7 +34,9 @@ def load(location: str | None) -> dict[str, Any]:
         def do_load_config(self) -> None:
             self.load_default_config()
             self.load_config()
-            self.cfg.validate()
+            # Before the release that has this, there is nothing that two settings together can do wrong.
+            if hasattr(type(self.cfg), "validate"):
+                self.cfg.validate()
 
         def load_config_from_module_name_or_filename(self, location: str) -> Any:
             self.read_from = (location,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +45,12 @@ def _provider() -> Iterator[Finding]:
 
 
 def _python_path(environ: Mapping[str, str]) -> Iterator[Finding]:
-    for entry in filter(None, environ.get("PYTHONPATH", "").split(os.pathsep)):
+    entries = dict.fromkeys(environ.get("PYTHONPATH", "").split(os.pathsep), "PYTHONPATH holds")
+    if file := getattr(sys.modules.get("sitecustomize"), "__file__", None):
+        # opentelemetry-instrument of older releases takes its folder out of PYTHONPATH when it has done its work.
+        entries.setdefault(str(Path(file).parent), "this process was started with")
+    entries.pop("", None)
+    for entry, seen in entries.items():
         text = _text(Path(entry, "sitecustomize.py"))
         name = next((name for folder, name in _STARTERS.items() if folder in entry.replace(os.sep, "/")), None)
         if name is None and not any(word in text for word in ("ddtrace", "newrelic", "opentelemetry")):
@@ -53,7 +59,7 @@ def _python_path(environ: Mapping[str, str]) -> Iterator[Finding]:
         sets_provider = name == "opentelemetry-instrument" and bool(entry_points(group="opentelemetry_configurator"))
         yield Finding(
             "FAIL" if sets_provider else "WARN",
-            f"PYTHONPATH holds {entry}, where {name or 'a sitecustomize module'} starts another tracer",
+            f"{seen} {entry}, where {name or 'a sitecustomize module'} starts another tracer",
             "this package stays off where another provider is set"
             if sets_provider
             else "both trace each request: it costs twice, and either may disturb the other",
