@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import importlib
+import importlib.metadata
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from servers import assert_one_server_span_per_request, environment, gunicorn, server_span, uwsgi
+from documents import ENGLISH, JAPANESE, READMES, ROOT, block, blocks, steps, tables
 
 import mackerel_otel_server
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli import _parser, web
+from mackerel_otel_server.cli.fragments import FRAGMENTS
+from mackerel_otel_server.pipeline.answer import UNCONFIRMED, Cause
 from mackerel_otel_server.settings.catalogue import CATALOGUE
-
-ROOT = Path(__file__).parents[1]
-ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
-JAPANESE = (ROOT / "README.ja.md").read_text(encoding="utf-8")
-
-
-def _blocks(text: str, language: str = r"\w*") -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def _commands(text: str) -> list[str]:
     """Return the code blocks without their comments, which are translated."""
-    return [re.sub(r"\s+#.*", "", block) for block in _blocks(text, "(?:sh|ini|python)")]
+    return [re.sub(r"\s+#.*", "", block) for block in blocks(text, "(?:sh|ini|python)")]
 
 
 def _tables(text: str) -> list[int]:
-    return [len(table.splitlines()) for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+    return [len(table.splitlines()) for table in tables(text)]
 
 
 def test_both_readmes_have_the_same_sections_commands_and_tables() -> None:
@@ -44,139 +39,186 @@ def test_both_readmes_have_the_same_sections_commands_and_tables() -> None:
     assert names[0] == names[1]
 
 
-def test_every_variable_of_the_readme_is_one_that_is_read_and_the_other_way_round() -> None:
-    table = ENGLISH[ENGLISH.index("| variable |") : ENGLISH.index("Do not give the key")]
-    table = table.replace("[TRACES_]", "").replace("`…CLIENT", "`OTEL_EXPORTER_OTLP_CLIENT")
-    documented = set(re.findall(r"`((?:OTEL|MACKEREL)_[A-Z_]+)`", table))
-    prefixes = tuple(re.findall(r"`((?:OTEL)_[A-Z_]+)…", table))
-    names = {name for variable in CATALOGUE for name in variable.names}
-    read = {name.replace("_TRACES_", "_") for name in names if name.startswith(("OTEL_", "MACKEREL_"))}
-    read = {name if name != "OTEL_EXPORTER" else "OTEL_TRACES_EXPORTER" for name in read}
-    documented = {name.replace("_TRACES_", "_") for name in documented}
-    documented = {name if name != "OTEL_EXPORTER" else "OTEL_TRACES_EXPORTER" for name in documented}
-    unread = {name for name in documented - read if not name.startswith(prefixes)}
-    undocumented = {
-        name
-        for name in read - documented
-        if not name.startswith(prefixes) and name not in ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_BSP_EXPORT_TIMEOUT")
-    }
-    assert (unread, undocumented) == (set(), set())
+def _without_signal(name: str) -> str:
+    """Return ``OTEL_EXPORTER_OTLP_TIMEOUT`` for ``OTEL_EXPORTER_OTLP_TRACES_TIMEOUT``."""
+    return name.replace("_OTLP_TRACES_", "_OTLP_")
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_table_of_variables_is_the_catalogue(readme: str) -> None:
+    table = next(table for table in tables(readme) if "`MACKEREL_APIKEY_FILE`" in table)
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
+    defaults = {name: variable.default for variable in CATALOGUE for name in map(_without_signal, variable.names)}
+    # Django's own, and what curl and urllib read in lower case, too.
+    names = {name for name in defaults if name.isupper() and name != "DJANGO_SETTINGS_MODULE"}
+    documented: set[str] = set()
+    for first, _, default in rows:
+        cell = first.replace("[TRACES_]", "").replace("`…CLIENT", "`OTEL_EXPORTER_OTLP_CLIENT")
+        in_row = {_without_signal(name) for name in re.findall(r"`([A-Z][A-Z_]+)`", cell)}
+        for start in re.findall(r"`(OTEL_[A-Z]+_)…_LIMIT`", cell):
+            in_row |= {name for name in names if name.startswith(start) and name.endswith("_LIMIT")}
+        documented |= in_row
+        # In words of its own, in either language, or the same as another's.
+        worded = {"OTEL_SERVICE_NAME", "OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS", "OTEL_EXPORTER_OTLP_ENDPOINT"}
+        if "_LIMIT`" not in cell:
+            for name in in_row - worded - {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}:
+                assert defaults[name] in default, name
+    assert documented == names
+
+
+FIRST_CELL = re.compile(r"^\| (`.*?) \| ", re.MULTILINE)
+
+
+def _messages(readme: str) -> list[str]:
+    """Return what the tables of troubleshooting have in their first column, with ``…`` for what varies."""
+    start = "## Troubleshooting" if readme == ENGLISH else "## トラブルシューティング"
+    section = readme[readme.index(start) : readme.index("## How it is built" if readme == ENGLISH else "## 構成")]
+    messages = [message for cell in FIRST_CELL.findall(section) for message in re.findall(r"`(.*?)`", cell)]
+    return messages + re.findall(r"`((?:tracing is off|the endpoint takes)[^`]*)`", section)
+
+
+def _longest(text: str) -> str:
+    """Return the longest part of a message that does not vary."""
+    return max(re.split(r"…|\(|\)|\d+|gunicorn\.conf\.py", text), key=len).strip()
+
+
+def _template(node: ast.AST) -> str:
+    """Return a string of the source with ``…`` where something is put in; empty where it is no string."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return re.sub(r"%[sdr]", "…", node.value) if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def _templates() -> dict[str, str]:
+    """Return every message that the package writes into a log, and the file that it comes from."""
+    package = Path(mackerel_otel_server.__file__).parent
+    found: dict[str, str] = {cause.value: "answer.py" for cause in Cause} | {UNCONFIRMED: "answer.py"}
+    for file in package.rglob("*.py"):
+        if file.relative_to(package).parts[0] == "cli":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if re.search(r"(^|\.)log\.(info|warning|error|exception)$|^write$|\.resolve$|warnings\.append$", called):
+                position = 0
+            elif called.endswith(".problem"):
+                position = 1
+            else:
+                continue
+            if len(node.args) > position and len(text := _template(node.args[position])) > 10:
+                found[text] = file.name
+    return found
 
 
 def test_each_message_in_troubleshooting_is_one_that_the_package_writes() -> None:
-    source = "".join(
-        file.read_text(encoding="utf-8") for file in Path(mackerel_otel_server.__file__).parent.rglob("*.py")
-    )
-    section = ENGLISH[ENGLISH.index("## Troubleshooting") : ENGLISH.index("Limits:")]
-    messages = re.findall(r"^\| `(.*?)` \|", section, re.MULTILINE)
-    assert len(messages) > 5
-    for message in messages:
-        words = max(re.split(r"…|\(|\)|\d+|gunicorn\.conf\.py", message), key=len).strip()
-        assert words in source, message
+    messages = _messages(ENGLISH)
+    assert len(messages) > 50
+    source = " ".join(_templates()) + " the endpoint takes no spans: "  # which stands before each cause
+    assert [message for message in messages if _longest(message) not in source] == []
+    assert messages == _messages(JAPANESE)
 
 
-def _block(language: str, words: str) -> str:
-    """Return the one code block that holds these words."""
-    (block,) = (block for block in _blocks(ENGLISH, language) if words in block)
-    return block
+def test_each_message_that_the_package_writes_is_explained() -> None:
+    templates = _templates()
+    # All kinds are found: calls on the logger, problems and warnings of the settings, causes of the exporter.
+    assert {"uwsgi.py", "gunicorn.py", "worker.py", "reader.py", "identity.py", "answer.py"} <= set(templates.values())
+    known = [_longest(message) for message in _messages(ENGLISH)]
+    # The line on top of the README; and a framework that cannot be patched, with a traceback.
+    known += ["sends traces as"]
+    alone = {"… is not traced"}
+    unexplained = {
+        text: file for text, file in templates.items() if not any(words in text for words in known) | (text in alone)
+    }
+    assert unexplained == {}
 
 
-def test_the_uwsgi_ini_of_the_readme_traces(tmp_path: Path, receiver: Receiver) -> None:
-    block = _block("ini", "import = mackerel_otel_server.uwsgi")
-    with uwsgi(tmp_path, block.removeprefix("[uwsgi]\n"), env=environment(receiver)) as server:
-        pids = server.ask_every_worker(2, 4)
-        server.wait_until_idle()
-        server.stop()
-    assert_one_server_span_per_request(receiver, server, pids)
+@pytest.mark.parametrize("readme", READMES)
+def test_the_picture_of_the_house_has_every_module(readme: str) -> None:
+    package = Path(mackerel_otel_server.__file__).parent
+    (picture,) = (block for block in blocks(readme, "text") if "http_options.py" in block)  # in both languages
+    folders = ("settings", "pipeline", "tracing")
+    named = set(re.findall(r"\w+\.py", picture))
+    assert named == {file.name for file in package.glob("*.py")}
+    within = {entry.stem for folder in folders for entry in (package / folder).iterdir() if entry.name[0] != "_"}
+    missing = {name for name in within if not re.search(rf"\b{name}\b", picture, re.ASCII)}
+    assert missing == set()
 
 
-def test_the_uwsgi_example_traces(tmp_path: Path, receiver: Receiver) -> None:
-    parser = configparser.ConfigParser()
-    parser.read(ROOT / "conf_examples" / "mackerel_otel_server.ini")
-    options = dict(parser["uwsgi"])
-    del options["http-socket"], options["processes"], options["need-app"]  # the test's own stand in their place
-    ini = "".join(f"{name} = {value}\n" for name, value in options.items())
-    with uwsgi(tmp_path, ini, env=environment(receiver)) as server:
-        pids = server.ask_every_worker(2, 4)
-        server.wait_until_idle()
-        server.stop()
-    assert_one_server_span_per_request(receiver, server, pids)
+NOT_RUN = {
+    ("sh", "scripts/demo"): "it makes the checkout's own .venv; test_cli_demo.py runs the command that it ends with",
+    ("sh", "scripts/test"): "it runs these tests",
+    ("text", "http_options.py"): "the picture of the house, which a test compares with the modules",
+    ("python", "import mackerel_otel_server\n\nmackerel_otel_server.instrument()\n"): "the test of the call has it",
+    ("text", "Worker 12974"): "test_cli_demo.py looks at the trees of a real demo",
+}
+"""Blocks that no test takes from the README, and why."""
 
 
-def test_the_two_lines_of_the_readme_trace(tmp_path: Path, receiver: Receiver) -> None:
-    lines = next(block for block in _blocks(ENGLISH, "python") if "install(globals())" in block)
-    (tmp_path / "gunicorn.conf.py").write_text(lines)
-    with gunicorn(tmp_path, env=environment(receiver), conf=None) as server:
-        pids = server.ask_every_worker(2, 4)
-        server.stop()
-    assert_one_server_span_per_request(receiver, server, pids)
+def test_every_code_block_of_the_readme_is_taken_by_a_test() -> None:
+    tests = ast.parse(Path(__file__).with_name("test_documents_run.py").read_text(encoding="utf-8"))
+    taken = {
+        (str(ast.literal_eval(node.args[0])), str(ast.literal_eval(node.args[1])))
+        for node in ast.walk(tests)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "block"
+    }
+    assert len(taken) > 10
+    languages = set(re.findall(r"^```(\w+)$", ENGLISH, re.MULTILINE))
+    left = [
+        (language, found)
+        for language in languages
+        for found in blocks(ENGLISH, language)
+        if not any(language == other and words in found for other, words in taken | set(NOT_RUN))
+    ]
+    assert left == []
+    for language, words in NOT_RUN:
+        assert any(words in found for found in blocks(ENGLISH, language)), words
 
 
-def test_the_own_spans_of_the_readme_are_made(tmp_path: Path, receiver: Receiver) -> None:
-    own = next(block for block in _blocks(ENGLISH, "python") if "start_as_current_span" in block)
-    (tmp_path / "ordering.py").write_text(
-        own + "\ndef application(environ, start_response):\n"
-        "    order(7)\n    start_response('200 OK', [])\n    return [b'ok']\n"
-    )
-    env = environment(receiver)
-    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
-    with gunicorn(tmp_path, env=env, app="ordering:application", workers=1) as server:
-        server.get()
-        server.stop()
-    (span,) = [span for span in receiver.spans if span.name == "order"]
-    assert span.attributes == {"id": 7}
+PROSE = re.sub(r"^```.*?^```", "", ENGLISH, flags=re.MULTILINE | re.DOTALL)
+PROGRAMS = ("mackerel-otel-server", "pip", "gunicorn", "uwsgi", "uvicorn", "sudo", "docker", "kubectl", "otelcol")
+COMMANDS = sorted(
+    command
+    for command in set(re.findall(r"`([^`\n]+)`", PROSE))
+    if command.startswith((*(f"{program} " for program in PROGRAMS), "scripts/", ".ci/"))
+)
 
 
-def test_the_access_log_of_the_readme_shows_the_trace_id(tmp_path: Path, receiver: Receiver) -> None:
-    (tmp_path / "gunicorn.conf.py").write_text(
-        _block("python", "access_log_format") + "accesslog = '-'\n" + _block("python", "install(globals())")
-    )
-    with gunicorn(tmp_path, env=environment(receiver), conf=None, workers=1) as server:
-        server.get("/own")
-        log = server.stop()
-    assert f'"GET /own HTTP/1.1" 200 5 trace={server_span(receiver, "/own").trace_id}\n' in log, log
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_between_the_lines_is_one_that_works(command: str) -> None:
+    words = command.split()
+    if words[0] == "mackerel-otel-server":
+        _parser(words[1:]).parse_args(words[1:])
+    elif words[0] == "pip":
+        # The tests use it, so it is installed here.
+        assert importlib.metadata.version(words[2])
+    elif "/" in words[0]:
+        assert os.access(ROOT / words[0], os.X_OK)
+    elif command == "gunicorn -e":
+        assert "Do not give the key with" in ENGLISH
+    else:
+        # In a block, which a test takes, or said by a file of `init`, which tests start.
+        fragments = "".join(fragment.read() for fragment in FRAGMENTS.values())
+        assert command in steps() or command in fragments or any(command in block for block in blocks(ENGLISH, "sh"))
 
 
-def test_the_log_format_of_the_readme_shows_the_trace_id_under_uwsgi(tmp_path: Path, receiver: Receiver) -> None:
-    ini = "import = mackerel_otel_server.uwsgi\nmaster = true\nenable-threads = true\nmodule = plain:application\n"
-    with uwsgi(tmp_path, ini + _block("ini", "log-format"), env=environment(receiver), processes=1) as server:
-        server.get("/own")
-        shown = server.wait_for_log(r'"GET /own" 200 \d+ trace=(\w+)').group(1)
-        server.stop()
-    assert shown == server_span(receiver, "/own").trace_id
+def test_the_table_of_init_is_what_init_knows() -> None:
+    (table,) = (table for table in tables(ENGLISH) if "| target |" in table)
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
+    assert {target: file.strip("`") for target, file, _ in rows} == {
+        target: fragment.file for target, fragment in FRAGMENTS.items()
+    }
+    for target, _, command in rows:
+        fragment = FRAGMENTS[target]
+        steps = [step.format(fragment.file, module=Path(fragment.file).stem) for step in fragment.steps]
+        assert any(step == command.strip("`") for step in steps), target
 
 
-def test_the_records_of_the_readme_show_the_trace_id(tmp_path: Path, receiver: Receiver) -> None:
-    (tmp_path / "noting.py").write_text(
-        "import logging\n" + _block("python", "otelTraceID") + "\ndef application(environ, start_response):\n"
-        "    logging.getLogger('shop').warning('noted')\n    start_response('200 OK', [])\n    return [b'ok']\n"
-    )
-    env = environment(receiver)
-    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
-    with gunicorn(tmp_path, env=env, app="noting:application", workers=1) as server:
-        server.get("/a")
-        log = server.stop()
-    assert f"WARNING shop trace={server_span(receiver, '/a').trace_id} noted" in log, log
-
-
-def test_the_lines_of_the_readme_trace_a_driver_that_is_not_known(
-    tmp_path: Path, receiver: Receiver, postgresql: dict[str, Any]
-) -> None:
-    address = {**postgresql, "database": postgresql["dbname"]}
-    del address["dbname"]
-    (tmp_path / "asking.py").write_text(
-        _block("python", "trace_integration(") + "\ndef application(environ, start_response):\n"
-        f"    connection = pg8000.dbapi.connect(**{address!r})\n"
-        "    connection.cursor().execute('SELECT 1')\n    connection.close()\n"
-        "    start_response('200 OK', [])\n    return [b'ok']\n"
-    )
-    env = environment(receiver)
-    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
-    with gunicorn(tmp_path, env=env, app="asking:application", workers=1) as server:
-        assert server.get().status == 200, server.log
-        server.stop()
-    (query,) = (span for span in receiver.spans if span.kind == "CLIENT")
-    assert query.attributes.get("db.query.text", query.attributes.get("db.statement")) == "SELECT 1"
+def test_the_ports_of_the_readme_are_those_of_receive() -> None:
+    options = _parser(["receive"]).parse_args(["receive"])
+    assert (options.port, web.DEFAULT_PORT) == (4318, 4319)
+    assert "MACKEREL_OTEL_ENDPOINT=http://127.0.0.1:4318/v1/traces" in ENGLISH
+    assert "at http://127.0.0.1:4319/" in block("sh", "receive --json")
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11; the other environments check it")
