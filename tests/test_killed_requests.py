@@ -61,8 +61,11 @@ def _wait_for_heartbeat(server: Server) -> None:
 
     def beats() -> bool:
         # Since release 22, the file in which Gunicorn keeps them has their time; the wall clock's before the first one.
-        files = [file for file in Path(f"/proc/{pid}/fd").iterdir() if "/wgunicorn-" in str(file.readlink())]
-        return all(file.stat().st_mtime <= time.monotonic() for file in files)
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                if "/wgunicorn-" in str(file.readlink()):
+                    return file.stat().st_mtime <= time.monotonic()
+        return False
 
     if gunicorn_version >= (22,):
         wait_until(beats, "the worker's first heartbeat", lambda: server.log)
