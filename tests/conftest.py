@@ -19,7 +19,7 @@ import pytest
 from checking import Check, make_check
 from querying import HARNESS, Database, Result, Run
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 if TYPE_CHECKING:
     from servers import Shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mackerel_otel_server.cli.spans import ReceivedEvent, ReceivedSpan
+from mackerel_otel_server.cli.receiver.spans import ReceivedEvent, ReceivedSpan
 
 MS = 1_000_000
 SECOND = 1_000 * MS

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
+    from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 
 APPS = Path(__file__).parent / "apps"
 DEADLINE = 40.0

@@ -31,7 +31,7 @@ from uvicorn.config import Config
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
+from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 
 # Gunicorn has an ASGI worker class of its own since release 25.
 NATIVE = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from servers import Response, Server, environment, gunicorn, server_spans, uwsgi
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 PATHS = ("/", "/own", "/query", "/stream", "/sendfile", "/missing", "/fail")
 KEY = "test-key"

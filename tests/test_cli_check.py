@@ -18,7 +18,8 @@ from checking import INI, INSTALL, KEY, Check, clean
 from opentelemetry import trace
 
 from mackerel_otel_server import __version__
-from mackerel_otel_server.cli import main, style, versions
+from mackerel_otel_server.cli import main, style
+from mackerel_otel_server.cli.inspection import versions
 
 
 def run(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -12,8 +12,8 @@ import pytest
 from checking import INSTALL, KEY, Check
 from servers import environment, gunicorn
 
-from mackerel_otel_server.cli import gunicorn_config
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.inspection import gunicorn_config
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 CONF = "gunicorn.conf.py"
 

@@ -20,7 +20,7 @@ from checking import INSTALL, KEY, Check, Checked, clean
 from fault_server import FaultServer, Step, accepted, half_an_answer, never, no_http, refused, reset
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 
 @pytest.fixture

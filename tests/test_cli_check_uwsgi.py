@@ -9,9 +9,9 @@ import pytest
 from checking import INI, KEY, Check
 from servers import environment, uwsgi
 
-from mackerel_otel_server.cli import versions
 from mackerel_otel_server.cli.fragments import FRAGMENTS
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.inspection import versions
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 
 def test_the_file_that_init_writes_is_well(check: Check) -> None:
@@ -138,7 +138,7 @@ def test_each_line_that_tracing_copes_with_is_said_to_be_well(check: Check) -> N
 def test_fork_hooks_crash_newer_pythons(
     check: Check, monkeypatch: pytest.MonkeyPatch, python: tuple[int, ...], is_failure: bool
 ) -> None:
-    from mackerel_otel_server.cli import uwsgi_findings
+    from mackerel_otel_server.cli.inspection import uwsgi_findings
 
     class Sys:
         version_info = python

@@ -22,7 +22,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from mackerel_otel_server.cli import main
-from mackerel_otel_server.cli.http_server import MOST_CONNECTIONS
+from mackerel_otel_server.cli.receiver.http_server import MOST_CONNECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

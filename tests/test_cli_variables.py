@@ -13,8 +13,8 @@ import opentelemetry.sdk.environment_variables
 import opentelemetry.semconv._incubating.attributes as semconv
 import pytest
 
-from mackerel_otel_server.cli.findings import Finding
-from mackerel_otel_server.cli.variables import findings, identity, names
+from mackerel_otel_server.cli.inspection.findings import Finding
+from mackerel_otel_server.cli.inspection.variables import findings, identity, names
 from mackerel_otel_server.settings import SettingsError, read
 from mackerel_otel_server.settings.catalogue import CATALOGUE, MACKEREL_ENDPOINT
 

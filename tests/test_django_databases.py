@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from servers import environment, gunicorn, server_spans
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 SYSTEMS = {"default": "sqlite", "mysql": "mysql", "postgresql": "postgresql"}
 

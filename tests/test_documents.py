@@ -15,8 +15,9 @@ import pytest
 from documents import ENGLISH, JAPANESE, READMES, ROOT, block, blocks, steps, tables
 
 import mackerel_otel_server
-from mackerel_otel_server.cli import _parser, web
+from mackerel_otel_server.cli import _parser
 from mackerel_otel_server.cli.fragments import FRAGMENTS
+from mackerel_otel_server.cli.receiver import web
 from mackerel_otel_server.pipeline.answer import UNCONFIRMED, Cause
 from mackerel_otel_server.settings.catalogue import CATALOGUE
 

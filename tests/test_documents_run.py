@@ -29,7 +29,7 @@ from servers import (
 )
 
 from mackerel_otel_server.cli.fragments import FRAGMENTS
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 
 def test_the_line_of_the_readme_writes_a_file_and_says_what_is_next(tmp_path: Path) -> None:

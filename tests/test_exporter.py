@@ -23,7 +23,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from mackerel_otel_server import __version__
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 from mackerel_otel_server.log import to_host
 from mackerel_otel_server.pipeline import connection as connection_module
 from mackerel_otel_server.pipeline.complaints import Complaints

@@ -11,7 +11,7 @@ import pytest
 from fault_server import FaultServer, Step, never
 from servers import LOADED, Server, environment, gunicorn, running, server_spans
 
-from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
+from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 
 PARENT = """
 import multiprocessing, os, sys

@@ -26,7 +26,7 @@ from servers import DEADLINE, Server, environment, gunicorn, running, server_spa
 from mackerel_otel_server import settings
 from mackerel_otel_server.cli import main
 from mackerel_otel_server.cli.fragments import FRAGMENTS
-from mackerel_otel_server.cli.receiver import MAX_BODY_BYTES, Receiver
+from mackerel_otel_server.cli.receiver.receiver import MAX_BODY_BYTES, Receiver
 
 FLASK = """
 from flask import Flask

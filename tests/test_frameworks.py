@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from servers import DEADLINE, Server, environment, gunicorn
 
-from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
+from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from servers import (
     wait_until,
 )
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 LITERAL = "from mackerel_otel_server.gunicorn import install\n\ninstall(globals())\n"
 

@@ -34,8 +34,8 @@ from servers import (
     wait_until,
 )
 
-from mackerel_otel_server.cli.receiver import Receiver
-from mackerel_otel_server.cli.spans import decode
+from mackerel_otel_server.cli.receiver.receiver import Receiver
+from mackerel_otel_server.cli.receiver.spans import decode
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 # Gunicorn has an ASGI worker class of its own since release 25.

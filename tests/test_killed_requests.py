@@ -19,7 +19,7 @@ import pytest
 from gunicorn import version_info as gunicorn_version
 from servers import Server, Shown, environment, gunicorn, server_span, server_spans, uwsgi, wait_until
 
-from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
+from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 
 WSGI, ASGI = "stuck:application", "asgi_stuck:application"
 UVICORN = "uvicorn_worker.UvicornWorker"

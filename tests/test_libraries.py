@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from servers import environment, gunicorn, server_spans, uwsgi, wait_until
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 HARNESS = """
 import json, logging, os, sys

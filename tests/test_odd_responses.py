@@ -8,7 +8,7 @@ from pathlib import Path
 
 from servers import APPS, DEADLINE, Server, environment, gunicorn, server_spans, uwsgi
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 PATHS = sorted(
     f"/{name}" for name in re.findall(r"^def (\w+)\(environ", (APPS / "misbehaving.py").read_text(), re.MULTILINE)

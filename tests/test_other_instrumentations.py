@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from servers import APPS, environment, gunicorn, uwsgi
 
-from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
+from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 
 THEIRS = "opentelemetry.instrumentation."
 FAILS, ITEM, ANOTHER = "/fail/value", "/items/7", "/items/8"

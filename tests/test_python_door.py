@@ -22,7 +22,7 @@ from servers import (
     wait_until,
 )
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 UWSGI = "master = true\nenable-threads = true\n"
 

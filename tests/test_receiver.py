@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Status as SpanStatus
 
-from mackerel_otel_server.cli.receiver import MAX_BODY_BYTES, ReceivedRequest, ReceivedSpan, Receiver
+from mackerel_otel_server.cli.receiver.receiver import MAX_BODY_BYTES, ReceivedRequest, ReceivedSpan, Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

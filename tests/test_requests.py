@@ -15,7 +15,7 @@ import gunicorn as gunicorn_package
 import pytest
 from servers import DEADLINE, Server, environment, gunicorn, server_span, server_spans, uwsgi, wait_until
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"

@@ -9,9 +9,9 @@ from typing import Any
 
 from making import at, exception, span
 
-from mackerel_otel_server.cli.spans import ReceivedSpan
-from mackerel_otel_server.cli.summary import detail, summarise
-from mackerel_otel_server.cli.traces import Trace, Traces
+from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
+from mackerel_otel_server.cli.receiver.summary import detail, summarise
+from mackerel_otel_server.cli.receiver.traces import Trace, Traces
 
 TIMEOUT = 30.0
 

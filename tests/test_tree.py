@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import at, exception, span
 
-from mackerel_otel_server.cli.spans import ReceivedSpan
+from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
+from mackerel_otel_server.cli.receiver.tree import render
 from mackerel_otel_server.cli.style import columns
-from mackerel_otel_server.cli.tree import render
 
 
 def drawn(*spans: ReceivedSpan, encoding: str = "utf-8") -> list[str]:

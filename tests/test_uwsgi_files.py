@@ -10,7 +10,7 @@ import pytest
 from servers import APPS, debian_uwsgi, environment, server_spans, uwsgi
 from test_frameworks import BOTTLE, DJANGO, FALCON, FLASK, PYRAMID, Case, ask, check_all
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 DOOR = "import = mackerel_otel_server.uwsgi\nenable-threads = true\nmaster = true\n"
 LAZY = "lazy-apps = true\n"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mackerel_otel_server.cli import uwsgi_ini
-from mackerel_otel_server.cli.not_read import NotReadError
+from mackerel_otel_server.cli.inspection import uwsgi_ini
+from mackerel_otel_server.cli.inspection.not_read import NotReadError
 
 FILES = {
     "main.ini": """

@@ -29,7 +29,7 @@ from servers import (
     wait_until,
 )
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 DOOR = "import = mackerel_otel_server.uwsgi\nenable-threads = true\n"
 PYUWSGI = str(Path(sys.executable).with_name("pyuwsgi"))

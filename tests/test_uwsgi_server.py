@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from servers import assert_one_server_span_per_request, debian_uwsgi, environment, server_spans, uwsgi
 
-from mackerel_otel_server.cli.receiver import Receiver
+from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 DOOR = "import = mackerel_otel_server.uwsgi\nenable-threads = true\n"
 """The second line is needed before uWSGI 2.0.27, and harms no other."""

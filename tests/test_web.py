@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from making import span
 
-from mackerel_otel_server.cli.traces import Traces
-from mackerel_otel_server.cli.web import Web
+from mackerel_otel_server.cli.receiver.traces import Traces
+from mackerel_otel_server.cli.receiver.web import Web
 
 TIMEOUT = 30.0
 ENDPOINT = "http://127.0.0.1:4318/v1/traces"

@@ -13,9 +13,9 @@ import pytest
 from making import at, exception, span
 from servers import DEADLINE, environment, gunicorn, wait_until
 
-from mackerel_otel_server.cli.receiver import Receiver
-from mackerel_otel_server.cli.traces import Traces
-from mackerel_otel_server.cli.web import Web
+from mackerel_otel_server.cli.receiver.receiver import Receiver
+from mackerel_otel_server.cli.receiver.traces import Traces
+from mackerel_otel_server.cli.receiver.web import Web
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

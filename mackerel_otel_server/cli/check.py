@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from mackerel_otel_server import settings as settings_module
-from mackerel_otel_server.cli import (
+from mackerel_otel_server.cli.inspection import (
     configuration,
     gunicorn_config,
     gunicorn_findings,
@@ -21,8 +21,8 @@ from mackerel_otel_server.cli import (
     variables,
     versions,
 )
-from mackerel_otel_server.cli.findings import Finding
-from mackerel_otel_server.cli.not_read import NotReadError
+from mackerel_otel_server.cli.inspection.findings import Finding
+from mackerel_otel_server.cli.inspection.not_read import NotReadError
 from mackerel_otel_server.cli.report import Report, as_json, show
 from mackerel_otel_server.cli.text import say
 from mackerel_otel_server.settings.origins import describe

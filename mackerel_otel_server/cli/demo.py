@@ -9,14 +9,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mackerel_otel_server.cli import arguments, demo_server, web
+from mackerel_otel_server.cli import arguments, demo_server
 from mackerel_otel_server.cli.child import Child
 from mackerel_otel_server.cli.demo_requests import UnansweredError, ask
-from mackerel_otel_server.cli.receiver import ReceivedSpan, Receiver
+from mackerel_otel_server.cli.receiver import web
+from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
+from mackerel_otel_server.cli.receiver.traces import Traces
+from mackerel_otel_server.cli.receiver.tree import show
 from mackerel_otel_server.cli.style import paint
 from mackerel_otel_server.cli.text import complain, counted, printable, say
-from mackerel_otel_server.cli.traces import Traces
-from mackerel_otel_server.cli.tree import show
 from mackerel_otel_server.cli.watch import TICK, Watch
 
 if TYPE_CHECKING:

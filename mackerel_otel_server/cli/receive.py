@@ -9,11 +9,12 @@ from contextlib import ExitStack, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
-from mackerel_otel_server.cli import arguments, web
-from mackerel_otel_server.cli.printing import Lines, Output, Trees
-from mackerel_otel_server.cli.receiver import API_KEY_HEADER, ReceivedRequest, ReceivedSpan, Receiver
+from mackerel_otel_server.cli import arguments
+from mackerel_otel_server.cli.receiver import web
+from mackerel_otel_server.cli.receiver.printing import Lines, Output, Trees
+from mackerel_otel_server.cli.receiver.receiver import API_KEY_HEADER, ReceivedRequest, ReceivedSpan, Receiver
+from mackerel_otel_server.cli.receiver.traces import Traces
 from mackerel_otel_server.cli.text import complain, counted, one_line
-from mackerel_otel_server.cli.traces import Traces
 
 if TYPE_CHECKING:
     import argparse

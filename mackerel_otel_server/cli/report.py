@@ -17,9 +17,9 @@ from mackerel_otel_server.cli.text import counted, printable, say, stdout_encodi
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mackerel_otel_server.cli.findings import Finding
-    from mackerel_otel_server.cli.sending import Sent
-    from mackerel_otel_server.cli.versions import Version
+    from mackerel_otel_server.cli.inspection.findings import Finding
+    from mackerel_otel_server.cli.inspection.sending import Sent
+    from mackerel_otel_server.cli.inspection.versions import Version
     from mackerel_otel_server.settings.origins import Shown
 
 _ORDER: Final = ("FAIL", "WARN", "OK")

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.settings import API_KEY_HEADER, catalogue
 from mackerel_otel_server.settings.api_key import read_key_file
 

@@ -12,15 +12,15 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from mackerel_otel_server.cli.http_server import Answer, RefusedError, Request, Server
-from mackerel_otel_server.cli.summary import detail, summarise
+from mackerel_otel_server.cli.receiver.http_server import Answer, RefusedError, Request, Server
+from mackerel_otel_server.cli.receiver.summary import detail, summarise
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from mackerel_otel_server.cli.traces import Traces
+    from mackerel_otel_server.cli.receiver.traces import Traces
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 4319
@@ -152,7 +152,7 @@ def _json(value: Any) -> Answer:
 
 @cache
 def _page() -> Answer:
-    page = (files("mackerel_otel_server.cli") / "page.html").read_bytes()
+    page = (files("mackerel_otel_server.cli.receiver") / "page.html").read_bytes()
     # Only what stands in the file runs: nothing that a span carries can become a script or a style.
     policy = "; ".join(
         [

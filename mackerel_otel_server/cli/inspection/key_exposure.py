@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.cli.inspection.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

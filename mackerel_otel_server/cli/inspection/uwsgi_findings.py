@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli import applications
-from mackerel_otel_server.cli.findings import Finding
-from mackerel_otel_server.cli.gunicorn_findings import KEY_VARIABLES, shutdown_timeout, user
+from mackerel_otel_server.cli.inspection import applications
+from mackerel_otel_server.cli.inspection.findings import Finding
+from mackerel_otel_server.cli.inspection.gunicorn_findings import KEY_VARIABLES, shutdown_timeout, user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mackerel_otel_server.cli.uwsgi_ini import Ini
+    from mackerel_otel_server.cli.inspection.uwsgi_ini import Ini
 
 _DOOR: Final = "mackerel_otel_server.uwsgi"
 _IMPORTS: Final = ("import", "pyimport", "py-import", "python-import")

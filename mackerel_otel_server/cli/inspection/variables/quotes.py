@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.settings import API_KEY_HEADER, catalogue
 
 if TYPE_CHECKING:

@@ -7,15 +7,15 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from mackerel_otel_server.cli import jsonable
+from mackerel_otel_server.cli.receiver import jsonable
+from mackerel_otel_server.cli.receiver.tree import show
 from mackerel_otel_server.cli.style import paint
 from mackerel_otel_server.cli.text import complain, say, stdout_encoding
-from mackerel_otel_server.cli.tree import show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mackerel_otel_server.cli.spans import ReceivedSpan
+    from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
 
 QUIET_SECONDS = 1.0
 # A trace that never falls silent is printed in parts rather than kept without limit.

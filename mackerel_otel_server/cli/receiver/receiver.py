@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from mackerel_otel_server.cli.http_server import Answer, RefusedError, Request, Server
-from mackerel_otel_server.cli.spans import ReceivedEvent, ReceivedSpan, TooManySpansError, decode
+from mackerel_otel_server.cli.receiver.http_server import Answer, RefusedError, Request, Server
+from mackerel_otel_server.cli.receiver.spans import ReceivedEvent, ReceivedSpan, TooManySpansError, decode
 from mackerel_otel_server.log import log
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from mackerel_otel_server.cli import probe
-from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.cli.inspection import probe
+from mackerel_otel_server.cli.inspection.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +51,7 @@ def send(
         cure = "unset OTEL_TRACES_EXPORTER, or type OTEL_TRACES_EXPORTER=otlp"
         return None, [Finding("FAIL", f"no span was sent: OTEL_TRACES_EXPORTER is {shown}", "nothing is sent", cure)]
     answer = probe.ask(
-        "mackerel_otel_server.cli.sending",
+        "mackerel_otel_server.cli.inspection.sending",
         "send_here",
         {"application": application},
         env=environ,

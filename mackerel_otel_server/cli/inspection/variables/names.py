@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import opentelemetry
 
-from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.cli.text import printable
 from mackerel_otel_server.settings.catalogue import CATALOGUE, TIMEOUT
 

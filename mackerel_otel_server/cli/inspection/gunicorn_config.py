@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mackerel_otel_server.cli import probe
-from mackerel_otel_server.cli.not_read import NotReadError
+from mackerel_otel_server.cli.inspection import probe
+from mackerel_otel_server.cli.inspection.not_read import NotReadError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,7 +73,7 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
             "nothing is known about the server",
         )
     answer = probe.ask(
-        "mackerel_otel_server.cli.gunicorn_probe",
+        "mackerel_otel_server.cli.inspection.gunicorn_probe",
         "load",
         {"location": location},
         env=environ,

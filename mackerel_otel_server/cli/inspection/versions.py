@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 from mackerel_otel_server import __version__
 from mackerel_otel_server.cli import demo_server
-from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.cli.inspection.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mackerel_otel_server.cli.jsonable import shown
+from mackerel_otel_server.cli.receiver.jsonable import shown
+from mackerel_otel_server.cli.receiver.tree import full_name, walk
 from mackerel_otel_server.cli.text import one_line
-from mackerel_otel_server.cli.tree import full_name, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from mackerel_otel_server.cli.spans import ReceivedSpan
-    from mackerel_otel_server.cli.traces import Trace
+    from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
+    from mackerel_otel_server.cli.receiver.traces import Trace
 
 # What the list can be searched for, of each trace.
 _SEARCHED_CHARACTERS = 8_000

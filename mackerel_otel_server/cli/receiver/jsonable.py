@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mackerel_otel_server.cli.spans import ReceivedSpan
+    from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
 
 
 def line(span: ReceivedSpan, encoding: str) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mackerel_otel_server.cli.variables import destination, identity, key, names, quotes, recording, reported
+from mackerel_otel_server.cli.inspection.variables import destination, identity, key, names, quotes, recording, reported
 from mackerel_otel_server.settings import Arguments, understand
 from mackerel_otel_server.settings.reader import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mackerel_otel_server.cli.findings import Finding
+    from mackerel_otel_server.cli.inspection.findings import Finding
 
 
 def findings(environ: Mapping[str, str], application: str | None = None) -> list[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
-from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.settings import catalogue
 from mackerel_otel_server.settings.destination import is_to_mackerel
 from mackerel_otel_server.settings.urls import without_credentials

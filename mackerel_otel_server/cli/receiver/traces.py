@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mackerel_otel_server.cli.spans import ReceivedSpan
+    from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
 
 MOST_TRACES = 200
 MOST_SPANS = 1000

@@ -7,13 +7,13 @@ import pwd
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli import applications
-from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.cli.inspection import applications
+from mackerel_otel_server.cli.inspection.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mackerel_otel_server.cli.gunicorn_config import GunicornConfig
+    from mackerel_otel_server.cli.inspection.gunicorn_config import GunicornConfig
 
 _TWO_LINES: Final = "\nfrom mackerel_otel_server.gunicorn import install\ninstall(globals())"
 _WITHOUT: Final = {

@@ -13,7 +13,7 @@ from mackerel_otel_server.cli.text import encodable, one_line, printable, say, s
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from mackerel_otel_server.cli.spans import ReceivedSpan
+    from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
 
 _NAME_LIMIT = 120
 _TEXT_LIMIT = 100

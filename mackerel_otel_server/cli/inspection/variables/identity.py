@@ -6,7 +6,7 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.settings import catalogue
 
 if TYPE_CHECKING:

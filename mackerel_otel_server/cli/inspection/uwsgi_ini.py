@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli.not_read import NotReadError
+from mackerel_otel_server.cli.inspection.not_read import NotReadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mackerel_otel_server.cli.findings import Finding
+from mackerel_otel_server.cli.inspection.findings import Finding
 
 
 class NotReadError(Exception):
