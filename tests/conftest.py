@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,12 @@ from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 if TYPE_CHECKING:
     from servers import Shown
+
+
+# A shell without job control has what it starts in the background ignore these, and a server inherits that.
+for _number, _action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _action)
 
 
 @pytest.fixture
