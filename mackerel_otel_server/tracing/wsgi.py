@@ -153,7 +153,12 @@ def _serve(
         return body
     if _is_file(body, environ):
         return _closing(body, begun, environ)
-    return (_SizedBody if hasattr(kind, "__len__") else _Body)(body, begun, environ)
+    if not hasattr(kind, "__len__"):
+        return _Body(body, begun, environ)
+    if "uwsgi.version" in environ and _is_buffer(body):
+        begun.end(routes.of_environ(environ, begun.route))
+        return body
+    return _SizedBody(body, begun, environ)
 
 
 class _WsgiRequest(Request):
@@ -183,8 +188,8 @@ class _WsgiRequest(Request):
 
     def _write(self, data: Any) -> Any:
         """Write a part of the body, as PEP 3333 has it for frameworks from before it."""
-        if data:
-            self.is_sending = True
+        if not self.is_sending:
+            self.is_sending = _is_something(data)
         return self._server_write(data)
 
     def _note_error(self, status: Any = "", headers: Any = None, exc_info: Any = None) -> None:  # noqa: ARG002 - PEP 3333's names
@@ -246,8 +251,8 @@ class _Body:
         finally:
             self._context = get_current()
             detach(token)
-        if chunk and not begun.is_sending:
-            begun.is_sending = True
+        if not begun.is_sending:
+            begun.is_sending = _is_something(chunk)
         return chunk
 
     def close(self) -> None:
@@ -276,6 +281,29 @@ class _SizedBody(_Body):
 
     def __len__(self) -> int:
         return len(self._iterable)
+
+
+def _is_something(chunk: Any) -> bool:
+    """Tell whether a part of a body is more than nothing: the response is on its way then. Never raises."""
+    try:
+        return bool(chunk)
+    except Exception:
+        # An array of numpy's, which uWSGI sends under wsgi-accept-buffer, does not say.
+        return True
+
+
+def _is_buffer(body: Any) -> bool:
+    """Tell whether uWSGI may send the very object as a whole, without iterating over it.
+
+    It does so with what is an instance of ``bytes`` and, under ``wsgi-accept-buffer``, with any buffer
+    (``uwsgi_python_send_body()`` in plugins/python/wsgi_subhandler.c). What it does not send so is no body either: it
+    yields numbers.
+    """
+    try:
+        memoryview(body).release()
+    except Exception:
+        return False
+    return True
 
 
 def _is_file(body: Any, environ: dict[str, Any]) -> bool:
