@@ -48,18 +48,19 @@ def install() -> None:
     if _is_no_worker():
         return
     log_module.to_host(_write)
-    callable_ = _callable()
-    worker.register(application=callable_ or _folder())
-    gate.on_first_request(_on_first_request)
     forked_already = uwsgi.worker_id() > 0
     # Under lazy-apps, no process of ours is parent to the workers: one of them speaks for all.
     speaks_for_all = not forked_already or _is_first()
-    if not speaks_for_all:
-        worker.leave_reports_to_others(of_settings=True)
     if not uwsgi.has_threads:
+        # Nothing is registered: what made spans then would make them in vain.
         if speaks_for_all:
             _say_that_threads_are_missing()
         return
+    callable_ = _callable()
+    worker.register(application=callable_ or _folder())
+    gate.on_first_request(_on_first_request)
+    if not speaks_for_all:
+        worker.leave_reports_to_others(of_settings=True)
     if callable_:
         _trace_on_import(callable_)
     if forked_already:

@@ -276,6 +276,44 @@ def test_without_threads_one_error_names_the_line_to_add_and_the_application_ser
     assert receiver.spans == []
 
 
+@pytest.mark.skipif("debian" not in PROGRAMS, reason="uWSGI runs threads by default since 2.0.27; Debian's is older")
+@pytest.mark.parametrize("door", ["import = mackerel_otel_server.uwsgi\n", ""], ids=["door", "no-door"])
+@pytest.mark.parametrize("mode", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
+@pytest.mark.parametrize(
+    "application",
+    [
+        "import flask\napplication = flask.Flask(__name__)\napplication.route('/sdk')(sdk)\n",
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [sdk().encode()]\n"
+        "application = mackerel_otel_server.trace_wsgi(application)\n",
+    ],
+    ids=["flask", "trace_wsgi"],
+)
+def test_without_threads_nothing_exists_that_makes_spans(
+    tmp_path: Path, receiver: Receiver, application: str, mode: str, door: str
+) -> None:
+    (tmp_path / "asked.py").write_text(
+        "import sys\n"
+        "from opentelemetry import trace\n"
+        "import mackerel_otel_server\n"
+        "mackerel_otel_server.instrument()\n"
+        "def sdk():\n"
+        "    provider = type(trace.get_tracer_provider()).__name__\n"
+        "    recording = trace.get_current_span().is_recording()\n"
+        "    ours = sorted(name for name in sys.modules if name.startswith('mackerel_otel_server.pipeline'))\n"
+        "    return f'{provider}, {recording}, {ours}'\n"
+        f"{application}"
+    )
+    ini = f"{door}master = true\n{mode}pythonpath = {tmp_path}\nmodule = asked\n"
+    with uwsgi(tmp_path, ini, env=environment(receiver), program=debian(), processes=1) as server:
+        assert [server.get("/sdk").body for _ in range(3)] == [b"ProxyTracerProvider, False, []"] * 3
+        server.wait_until_idle()
+        log = server.stop()
+    assert log.count("enable-threads = true") == 1, log
+    assert receiver.spans == []
+
+
 @pytest.mark.parametrize("mode", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
 def test_a_wrong_setting_is_reported_once_per_server_start(tmp_path: Path, receiver: Receiver, mode: str) -> None:
     env = environment(receiver, OTEL_TRACES_SAMPLER="allways_on")
