@@ -283,10 +283,12 @@ def test_without_threads_one_error_names_the_line_to_add_and_the_application_ser
     "application",
     [
         "import flask\napplication = flask.Flask(__name__)\napplication.route('/sdk')(sdk)\n",
-        "def application(environ, start_response):\n"
-        "    start_response('200 OK', [])\n"
-        "    return [sdk().encode()]\n"
-        "application = mackerel_otel_server.trace_wsgi(application)\n",
+        (
+            "def application(environ, start_response):\n"
+            "    start_response('200 OK', [])\n"
+            "    return [sdk().encode()]\n"
+            "application = mackerel_otel_server.trace_wsgi(application)\n"
+        ),
     ],
     ids=["flask", "trace_wsgi"],
 )

@@ -317,6 +317,49 @@ def test_a_body_that_nobody_iterates_or_closes_ends_the_span_when_it_is_forgotte
         assert spans.attributes["http.response.status_code"] == 200
 
 
+@pytest.mark.parametrize("make", [list, tuple, iter, Body, lambda parts: FileWrapper(BytesIO(parts[0]))])
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_body_that_is_forgotten_ends_the_span_once_whoever_holds_the_request(
+    make: Callable[..., Any], is_read: bool
+) -> None:
+    sent = Sent()
+    made = environ(**{"wsgi.file_wrapper": FileWrapper})
+
+    def application(environ: Any, start_response: Any) -> Any:
+        try:
+            raise ValueError("an error page")
+        except ValueError as error:
+            start_response("500 Oops", [], (type(error), error, error.__traceback__))
+        return make([b"one"])
+
+    with tracing() as spans:
+        body = trace_wsgi(application)(made, sent.start_response)
+        if is_read:
+            assert list(body) == [b"one"]
+        assert spans.all == ()
+        del body
+        assert spans.attributes["http.response.status_code"] == 500
+        assert sent.starts
+        assert made[request.KEY].span is None
+
+
+@pytest.mark.parametrize("make", [list, tuple, iter, Body, lambda parts: FileWrapper(BytesIO(parts[0]))])
+def test_a_body_that_is_closed_and_forgotten_ends_its_span_once(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[Any] = []
+    monkeypatch.setattr(request.Request, "end", lambda _, route=None: ends.append(route))
+
+    def application(environ: Any, start_response: Any) -> Any:
+        ok(start_response)
+        return make([b"one"])
+
+    with tracing():
+        body = trace_wsgi(application)(environ(**{"wsgi.file_wrapper": FileWrapper}), Sent().start_response)
+        body.close()
+    assert len(ends) == 1
+
+
 @pytest.mark.parametrize("make", [list, tuple, iter, Body])
 def test_a_body_that_is_iterated_twice_gives_what_it_gives_without_us(make: Callable[..., Any]) -> None:
     def application(environ: Any, start_response: Any) -> Any:
