@@ -7,6 +7,7 @@ https://peps.python.org/pep-3333/
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -214,6 +215,11 @@ class _Chunks(list):  # type: ignore[type-arg]
     def close(self) -> None:
         self._begun.end(routes.of_environ(self._environ, self._begun.route))
 
+    def __del__(self) -> None:
+        """End the span after all: the server has forgotten the response without closing it."""
+        if self._begun.span is not None:
+            self._begun.end(routes.of_environ(self._environ, self._begun.route))
+
 
 class _Body:
     """A body that the application makes while it is sent: its code runs inside the span, the server's does not."""
@@ -263,6 +269,11 @@ class _Body:
             if close is not None:
                 self._inside(close)
         finally:
+            self._begun.end(routes.of_environ(self._environ, self._begun.route))
+
+    def __del__(self) -> None:
+        """End the span after all: the server has forgotten the response without closing it."""
+        if self._begun.span is not None:
             self._begun.end(routes.of_environ(self._environ, self._begun.route))
 
     def _inside(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -315,24 +326,43 @@ def _is_file(body: Any, environ: dict[str, Any]) -> bool:
     return isinstance(body, wrapper) if isinstance(wrapper, type) else hasattr(body, "read")
 
 
-def _closing(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
-    """Return the same object, whose ``close()`` ends the span as well."""
-    theirs = getattr(body, "close", None)
-    own = "close" in getattr(body, "__dict__", ())
+class _Close:
+    """The ``close()`` of a file that the server gets as it is: ends the span as well, as does being forgotten."""
 
-    def close() -> Any:
+    __slots__ = ("_begun", "_environ", "_find", "_theirs")
+
+    def __init__(self, body: Any, begun: Request, environ: dict[str, Any]) -> None:
+        self._begun = begun
+        self._environ = environ
+        self._theirs = own = vars(body).get("close")
+        # An object of Gunicorn's or wsgiref's has its close() for itself, and shall not hold itself alive by ours.
+        self._find: Callable[[], Any] = (lambda: body) if own is None else weakref.ref(body)
+
+    def __call__(self) -> Any:
+        body, theirs = self._find(), self._theirs
         try:
-            # It shall not hold itself alive.
-            if own:
-                body.close = theirs
-            else:
+            if theirs is None:
                 del body.close
+                theirs = getattr(body, "close", None)
+            elif body is not None:
+                body.close = theirs
             return theirs() if theirs is not None else None
         finally:
-            begun.end(routes.of_environ(environ, begun.route))
+            self._end()
 
+    def __del__(self) -> None:
+        """End the span after all: the server has forgotten the file without closing it."""
+        if self._begun.span is not None:
+            self._end()
+
+    def _end(self) -> None:
+        self._begun.end(routes.of_environ(self._environ, self._begun.route))
+
+
+def _closing(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
+    """Return the same object, whose ``close()`` ends the span as well."""
     try:
-        body.close = close
+        body.close = _Close(body, begun, environ)
     except Exception:
         # It takes no attributes. The span ends when the file is handed over.
         begun.end(routes.of_environ(environ, begun.route))
