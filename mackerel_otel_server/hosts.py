@@ -40,20 +40,27 @@ class Host:
     """Gunicorn's own ``gunicorn.config.Config``, into which hooks can still be put."""
     is_first: bool = True
     """Whether no other worker was started before this one."""
+    has_threads: bool = True
+    """Whether threads run, which sending needs; where not, the server's own module says so."""
 
 
 def instrument(arguments: Arguments) -> None:
     """Register, and start where nothing will be forked any more. Never raises."""
     try:
         host = current()
-        if not host.is_first:
-            worker.leave_reports_to_others(of_settings=True)
-        worker.register(arguments=arguments, application=host.application)
-        uvicorn.register()
-        celery.register()
+        if host.has_threads:
+            _register(host, arguments)
         _start(host)
     except Exception:
         log.log.exception("tracing cannot start, the application serves without it")
+
+
+def _register(host: Host, arguments: Arguments) -> None:
+    if not host.is_first:
+        worker.leave_reports_to_others(of_settings=True)
+    worker.register(arguments=arguments, application=host.application)
+    uvicorn.register()
+    celery.register()
 
 
 def _start(host: Host) -> None:
@@ -81,8 +88,9 @@ def _start(host: Host) -> None:
 
 def current() -> Host:
     """Find out which server runs this process."""
-    if hasattr(sys.modules.get("uwsgi") or _import_uwsgi(), "worker_id"):
-        return Host(Role.UWSGI)
+    server: Any = sys.modules.get("uwsgi") or _import_uwsgi()
+    if hasattr(server, "worker_id"):
+        return Host(Role.UWSGI, has_threads=server.has_threads)
     if "gunicorn.arbiter" in sys.modules and (host := _gunicorn()):
         return host
     script, *arguments = sys.argv or [""]

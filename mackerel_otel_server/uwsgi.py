@@ -13,11 +13,15 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server import log as log_module
 from mackerel_otel_server import worker
 from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing import gate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 try:
     import uwsgi  # the module that the server itself provides to the code it runs
@@ -34,7 +38,9 @@ _LOADING_AT_MOST: Final = 600.0
 """Seconds after which nobody waits for the applications of a worker any more."""
 
 _threads_are_reported = False
-_exit_chained_in_pid = 0
+_at_exit: Callable[[], None] | None = None
+"""What this module has set as ``uwsgi.atexit``."""
+_prepared_in_pid = 0
 
 
 def install() -> None:
@@ -42,17 +48,19 @@ def install() -> None:
     if _is_no_worker():
         return
     log_module.to_host(_write)
-    callable_ = _callable()
-    worker.register(application=callable_ or _folder())
     forked_already = uwsgi.worker_id() > 0
     # Under lazy-apps, no process of ours is parent to the workers: one of them speaks for all.
     speaks_for_all = not forked_already or _is_first()
-    if not speaks_for_all:
-        worker.leave_reports_to_others(of_settings=True)
     if not uwsgi.has_threads:
+        # Nothing is registered: what made spans then would make them in vain.
         if speaks_for_all:
             _say_that_threads_are_missing()
         return
+    callable_ = _callable()
+    worker.register(application=callable_ or _folder())
+    gate.on_first_request(_on_first_request)
+    if not speaks_for_all:
+        worker.leave_reports_to_others(of_settings=True)
     if callable_:
         _trace_on_import(callable_)
     if forked_already:
@@ -165,15 +173,26 @@ def _chain_post_fork() -> None:
         uwsgi.post_fork_hook = hook
 
 
+def _on_first_request() -> bool:
+    """Look again in each worker: the application may have set its own ``post_fork_hook`` or ``atexit`` after ours."""
+    _after_fork()
+    return worker.start()
+
+
 def _after_fork() -> None:
     """Start tracing in a worker, and flush when it leaves. Never raises."""
+    global _prepared_in_pid
     try:
-        if not _is_no_worker() and worker.start():
-            _chain_atexit()
-            _follow_requests()
-            uwsgi_limits.watch(_option("harakiri"))
-            if _is_first():
-                _look_at_applications()
+        if _is_no_worker() or not worker.start():
+            return
+        _chain_atexit()
+        if _prepared_in_pid == os.getpid():
+            return
+        _prepared_in_pid = os.getpid()
+        _follow_requests()
+        uwsgi_limits.watch(_option("harakiri"))
+        if _is_first():
+            _look_at_applications()
     except Exception:
         log.exception("tracing cannot start, the application serves without it")
 
@@ -244,11 +263,10 @@ def _find(address: int) -> tuple[str, Any]:
 
 
 def _chain_atexit() -> None:
-    global _exit_chained_in_pid
-    if _exit_chained_in_pid == os.getpid():
-        return
-    _exit_chained_in_pid = os.getpid()
+    global _at_exit
     before = getattr(uwsgi, "atexit", None)
+    if before is not None and before is _at_exit:
+        return
 
     def at_exit() -> None:
         # A second signal, such as one to the whole process group, would end the process in the middle of sending.
@@ -260,7 +278,7 @@ def _chain_atexit() -> None:
             worker.stop()
 
     # Python's own atexit, which stop() is registered with as well, does not run under the gevent plugin.
-    uwsgi.atexit = at_exit
+    uwsgi.atexit = _at_exit = at_exit
 
 
 install()

@@ -120,6 +120,17 @@ def test_instrument_in_the_application_loses_no_span_under_uvicorn(
     assert_one_server_span_per_request(receiver, server, pids)
 
 
+def test_a_response_of_wsgi_that_uvicorn_does_not_close_is_a_span(tmp_path: Path, receiver: Receiver) -> None:
+    env = environment(receiver, **LATE)
+    with uvicorn(tmp_path, "--interface", "wsgi", env=env, app="uvicorn_wsgi:application") as server:
+        server.wait_for_log("Started server process")
+        assert {server.get(f"/{number}").body for number in range(5)} == {b"error page"}
+        log = server.stop()
+    spans = server_spans(receiver.spans)
+    assert sorted(str(span.attributes["url.path"]) for span in spans) == [f"/{number}" for number in range(5)], log
+    assert {span.status_code for span in spans} == {"ERROR"}, spans
+
+
 def test_a_request_has_what_mackerel_lists_it_by(serve: Serve, receiver: Receiver) -> None:
     with serve("asgi_starlette:application", receiver) as server:
         headers = {"User-Agent": "test/1.0", "Host": "shop.example.com:8080"}

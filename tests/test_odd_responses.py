@@ -6,6 +6,7 @@ import re
 import socket
 from pathlib import Path
 
+import pytest
 from servers import APPS, DEADLINE, Server, environment, gunicorn, server_spans, uwsgi
 
 from mackerel_otel_server.cli.receiver.receiver import Receiver
@@ -39,6 +40,14 @@ OF_SERVER = {
     "/bad_header",
     "/keywords",
     "/in_bytes",
+    "/in_a_kind_of_bytes",
+    "/in_a_bytearray",
+    "/in_a_memoryview",
+    "/in_an_array",
+    "/buffers_in_a_list",
+    "/buffers_one_by_one",
+    "/undecided_chunks",
+    "/writes_undecided_chunks",
     "/nothing",
     "/no_reason",
 }
@@ -94,9 +103,17 @@ def test_under_gunicorn(tmp_path: Path, receiver: Receiver) -> None:
     _check(receiver, log)
 
 
-def test_under_uwsgi(tmp_path: Path, receiver: Receiver) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param("", id="plain"),
+        pytest.param("wsgi-accept-buffer = true\n", id="buffers"),
+        pytest.param("wsgi-accept-buffer = true\nwsgi-strict = true\n", id="strict"),
+    ],
+)
+def test_under_uwsgi(tmp_path: Path, receiver: Receiver, more: str) -> None:
     (tmp_path / "untouched").mkdir()
-    ini = "master = true\nmodule = misbehaving\nenable-threads = true\n"
+    ini = f"master = true\nmodule = misbehaving\nenable-threads = true\n{more}"
     with uwsgi(tmp_path / "untouched", ini, env=environment(), processes=1) as server:
         untouched = _ask_all(server)
     with uwsgi(
@@ -106,5 +123,10 @@ def test_under_uwsgi(tmp_path: Path, receiver: Receiver) -> None:
         server.wait_until_idle()
         log = server.stop()
     assert traced == untouched
-    assert untouched["GET /in_bytes"].endswith(b"\r\n\r\nbytes")
+    body = {request: response.partition(b"\r\n\r\n")[2] for request, response in untouched.items()}
+    if "strict" not in more:
+        assert (body["GET /in_bytes"], body["GET /in_a_kind_of_bytes"]) == (b"bytes", b"kind of bytes")
+    if more == "wsgi-accept-buffer = true\n":
+        assert body["GET /in_a_bytearray"] == b"bytearray"
+        assert body["GET /buffers_one_by_one"] == b"kind of bytes bytearray memoryview array"
     _check(receiver, log)

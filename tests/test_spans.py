@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from opentelemetry import trace
@@ -20,7 +21,12 @@ from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.pipeline.spans import Provider
 from mackerel_otel_server.settings import SAMPLERS, read
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 ATTRIBUTES: dict[str, str | int | float] = {"http.request.method": "GET", "server.port": 8000, "ratio": 0.5, "is": True}
+MANY = 4_400
+"""Spans that are open at once: more than those with which nothing is looked for."""
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
 
 
@@ -192,3 +198,37 @@ def test_links_and_unusual_arguments_go_the_sdks_way() -> None:
             assert trace.get_current_span() is span
     assert [len(span.links) for span in ended.spans] == [1, 0, 0]
     assert [(span.start_time, span.end_time) for span in ended.spans[:2]] == [(5, 7), (5, 7)]
+
+
+def test_a_span_more_takes_no_search_through_all_that_are_open() -> None:
+    lines = 0
+
+    def count(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return count
+
+    with providing() as (provider, _):
+        tracer = both(provider)[0]
+        before = sys.gettrace()
+        sys.settrace(count)
+        try:
+            opened = [tracer.start_span("query") for _ in range(MANY)]
+        finally:
+            sys.settrace(before)
+        assert lines < 100 * MANY
+        for span in opened:
+            span.end()
+
+
+def test_spans_that_nobody_ends_or_has_any_more_are_forgotten() -> None:
+    settings = read({"OTEL_SERVICE_NAME": "shop", "OTEL_TRACES_EXPORTER": "none"})
+    provider, processor = make_tracer_provider(settings, lambda _: None, lambda: None)
+    tracer = both(cast("Provider", provider))[0]
+    kept = [tracer.start_span("kept") for _ in range(MANY)]
+    for _ in range(6 * MANY):
+        tracer.start_span("lost")
+    assert len(processor._open) <= 2 * MANY + 1
+    for span in kept:
+        span.end()
+    processor.shutdown()

@@ -187,6 +187,47 @@ def test_hooks_that_the_application_set_keep_running(tmp_path: Path, receiver: R
     assert_one_server_span_per_request(receiver, server, pids)
 
 
+OWN_HOOKS = {
+    "atexit": "uwsgi.atexit = at_exit\n",
+    "atexit after the fork": (
+        "from uwsgidecorators import postfork\n@postfork\ndef hook():\n    uwsgi.atexit = at_exit\n"
+    ),
+    "post_fork_hook": "uwsgi.atexit = at_exit\nuwsgi.post_fork_hook = lambda: None\n",
+}
+
+
+@pytest.mark.parametrize("own", OWN_HOOKS)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param("master = true\n", id="prefork"),
+        pytest.param("master = true\nskip-atexit-teardown = true\n", id="prefork-no-teardown"),
+        pytest.param("master = true\nlazy-apps = true\n", id="lazy-apps"),
+        pytest.param("master = true\nlazy-apps = true\nskip-atexit-teardown = true\n", id="lazy-apps-no-teardown"),
+    ],
+)
+def test_hooks_that_the_application_sets_in_place_of_ours_lose_nothing(
+    tmp_path: Path, receiver: Receiver, program: Sequence[str], mode: str, own: str
+) -> None:
+    (tmp_path / "hooked.py").write_text(
+        "import uwsgi\n"
+        "from plain import application\n"
+        "def at_exit():\n"
+        "    print('atexit of the application', flush=True)\n"
+        f"{OWN_HOOKS[own]}"
+    )
+    ini = f"{DOOR}{mode}pythonpath = {tmp_path}\nmodule = hooked\n"
+    env = environment(receiver, OTEL_BSP_SCHEDULE_DELAY="60000")
+    with uwsgi(tmp_path, ini, env=env, program=program) as server:
+        pids = server.ask_every_worker(2, 4)
+        server.wait_until_idle()
+        log = server.stop()
+    if "lazy-apps" not in mode or own != "atexit after the fork":  # under lazy-apps @postfork comes too late
+        assert log.count("atexit of the application") >= 2, log  # pyuwsgi's master runs it, too
+    assert log.count("requests, lost 0") == 2, log
+    assert_one_server_span_per_request(receiver, server, pids)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_process_group_holds_up_no_exit(
     tmp_path: Path, receiver: Receiver, number: signal.Signals
@@ -230,6 +271,46 @@ def test_without_threads_one_error_names_the_line_to_add_and_the_application_ser
             server.wait_until_idle()
         else:
             server.wait_until_asleep()
+        log = server.stop()
+    assert log.count("enable-threads = true") == 1, log
+    assert receiver.spans == []
+
+
+@pytest.mark.skipif("debian" not in PROGRAMS, reason="uWSGI runs threads by default since 2.0.27; Debian's is older")
+@pytest.mark.parametrize("door", ["import = mackerel_otel_server.uwsgi\n", ""], ids=["door", "no-door"])
+@pytest.mark.parametrize("mode", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
+@pytest.mark.parametrize(
+    "application",
+    [
+        "import flask\napplication = flask.Flask(__name__)\napplication.route('/sdk')(sdk)\n",
+        (
+            "def application(environ, start_response):\n"
+            "    start_response('200 OK', [])\n"
+            "    return [sdk().encode()]\n"
+            "application = mackerel_otel_server.trace_wsgi(application)\n"
+        ),
+    ],
+    ids=["flask", "trace_wsgi"],
+)
+def test_without_threads_nothing_exists_that_makes_spans(
+    tmp_path: Path, receiver: Receiver, application: str, mode: str, door: str
+) -> None:
+    (tmp_path / "asked.py").write_text(
+        "import sys\n"
+        "from opentelemetry import trace\n"
+        "import mackerel_otel_server\n"
+        "mackerel_otel_server.instrument()\n"
+        "def sdk():\n"
+        "    provider = type(trace.get_tracer_provider()).__name__\n"
+        "    recording = trace.get_current_span().is_recording()\n"
+        "    ours = sorted(name for name in sys.modules if name.startswith('mackerel_otel_server.pipeline'))\n"
+        "    return f'{provider}, {recording}, {ours}'\n"
+        f"{application}"
+    )
+    ini = f"{door}master = true\n{mode}pythonpath = {tmp_path}\nmodule = asked\n"
+    with uwsgi(tmp_path, ini, env=environment(receiver), program=debian(), processes=1) as server:
+        assert [server.get("/sdk").body for _ in range(3)] == [b"ProxyTracerProvider, False, []"] * 3
+        server.wait_until_idle()
         log = server.stop()
     assert log.count("enable-threads = true") == 1, log
     assert receiver.spans == []

@@ -318,6 +318,48 @@ def test_a_body_that_nobody_iterates_or_closes_ends_the_span_when_it_is_forgotte
 
 
 @pytest.mark.parametrize("make", [list, tuple, iter, Body])
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_body_that_is_forgotten_ends_the_span_once_whoever_holds_the_request(
+    make: Callable[..., Any], is_read: bool
+) -> None:
+    sent, made = Sent(), environ()
+
+    def application(environ: Any, start_response: Any) -> Any:
+        try:
+            int("page")
+        except ValueError as error:
+            start_response("500 Oops", [], (type(error), error, error.__traceback__))
+        return make([b"one"])
+
+    with tracing() as spans:
+        body = trace_wsgi(application)(made, sent.start_response)
+        if is_read:
+            assert list(body) == [b"one"]
+        assert spans.all == ()
+        del body
+        assert spans.attributes["http.response.status_code"] == 500
+        # The traceback there leads to the request.
+        assert sent.starts
+        assert made[request.KEY].span is None
+
+
+def test_a_file_that_is_forgotten_ends_the_span_whoever_holds_the_request() -> None:
+    made = environ(**{"wsgi.file_wrapper": FileWrapper})
+
+    def application(environ: Any, start_response: Any) -> Any:
+        ok(start_response)
+        return environ["wsgi.file_wrapper"](io.BytesIO(b"file"))
+
+    with tracing() as spans:
+        body = trace_wsgi(application)(made, Sent().start_response)
+        assert list(body) == [b"file"]
+        assert spans.all == ()
+        del body
+        assert spans.attributes["http.response.status_code"] == 200
+        assert made[request.KEY].span is None
+
+
+@pytest.mark.parametrize("make", [list, tuple, iter, Body])
 def test_a_body_that_is_iterated_twice_gives_what_it_gives_without_us(make: Callable[..., Any]) -> None:
     def application(environ: Any, start_response: Any) -> Any:
         ok(start_response)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mackerel_otel_server.settings import Settings
 
 _MANY: Final = 4096
-"""Open spans, beyond which those are looked for that were never ended."""
+"""As many open spans at least, before those are looked for that were never ended."""
 _KILLED: Final = 500
 """What the client gets, or would have got."""
 
@@ -107,6 +107,7 @@ class ForkAwareSpanProcessor(SpanProcessor):
         self._pipeline: Pipeline | None = None
         self._can_tell = True
         self._open: dict[int, weakref.ref[Span]] = {}
+        self._many = _MANY
         self._lock = threading.Lock()
         # Not for uWSGI, which runs no handlers at a fork: its master starts no pipeline.
         os.register_at_fork(after_in_child=self._forget_parent)
@@ -116,6 +117,7 @@ class ForkAwareSpanProcessor(SpanProcessor):
         self._lock = threading.Lock()
         self._pipeline = None
         self._open.clear()
+        self._many = _MANY
 
     def pipeline(self) -> Pipeline:
         """Return this process's pipeline, made at the first call in each process."""
@@ -158,7 +160,7 @@ class ForkAwareSpanProcessor(SpanProcessor):
             return
         context = span.context
         if context is not None:
-            if len(self._open) > _MANY:
+            if len(self._open) > self._many:
                 self._forget_lost()
             self._open[context.span_id] = weakref.ref(span)
 
@@ -167,6 +169,8 @@ class ForkAwareSpanProcessor(SpanProcessor):
         for span_id, reference in list(self._open.items()):
             if reference() is None:
                 self._open.pop(span_id, None)
+        # So that a search comes after as many new spans as it has looked at.
+        self._many = max(_MANY, 2 * len(self._open))
 
     def end_open(self, kind: str, message: str) -> None:
         """End the spans that are under way, as errors, because the process is about to be killed.

@@ -83,7 +83,7 @@ def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     return coroutine
 
 
-def _begin(application: Any, scope: dict[str, Any]) -> Request | None:
+def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
     """Start the span of a request; None where it is to have none of ours. Never raises."""
     try:
         if request.is_aside(application):
@@ -105,7 +105,7 @@ def _begin(application: Any, scope: dict[str, Any]) -> Request | None:
         path = _path(scope)
         excluded = options.excluded_urls.get("asgi")
         if excluded is not None and excluded.search(f"{scheme}://{host}{path}"):
-            return Request.begin_excluded(application, parent, scope)
+            return _AsgiRequest.begin_excluded(application, parent, scope)
         client = get("client")
         method, attributes = http.request_attributes(
             options,
@@ -119,7 +119,7 @@ def _begin(application: Any, scope: dict[str, Any]) -> Request | None:
             version=get("http_version", ""),
             user_agent=by_name.get(b"user-agent", b"").decode("latin-1"),
         )
-        begun = Request.begin(application, method, get("root_path", "").rstrip("/"), attributes, parent, scope)
+        begun = _AsgiRequest.begin(application, method, get("root_path", "").rstrip("/"), attributes, parent, scope)
         if options.request_headers is not None:
             begun.add_header_attributes("request", _text(headers))
     except Exception:
@@ -168,6 +168,16 @@ async def _serve(
     if begun.has_given_way:
         request.step_aside(begun.application)
     return result
+
+
+class _AsgiRequest(Request):
+    """A request that a coroutine serves."""
+
+    def __del__(self) -> None:
+        """End the span after all."""
+        # The server has never awaited the coroutine.
+        if self.span is not None:
+            self.end()
 
 
 def _note_http(begun: Request, message: Any) -> None:

@@ -72,6 +72,9 @@ def announce_trace_id(callback: Callable[[str], None]) -> None:
 class Request:
     """A request under way. Its methods never raise.
 
+    Whoever makes one sees to its end, also where the server just forgets what it was given: a request itself may be
+    held by what it left behind, a traceback above all.
+
     Attributes:
         context: In which the application runs: the server span is the current span there.
         span: The server span, None when it has ended or another instrumentation makes it.
@@ -256,12 +259,6 @@ class Request:
             span.set_attribute("error.type", error_type)
         if error_type is not None or status >= http.SERVER_ERROR:
             span.set_status(Status(StatusCode.ERROR))
-
-    def __del__(self) -> None:
-        """End the span after all."""
-        # The server has forgotten the response without closing it.
-        if self.span is not None:
-            self.end()
 
 
 def complain() -> None:

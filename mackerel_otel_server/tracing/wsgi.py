@@ -7,6 +7,7 @@ https://peps.python.org/pep-3333/
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -153,7 +154,12 @@ def _serve(
         return body
     if _is_file(body, environ):
         return _closing(body, begun, environ)
-    return (_SizedBody if hasattr(kind, "__len__") else _Body)(body, begun, environ)
+    if not hasattr(kind, "__len__"):
+        return _Body(body, begun, environ)
+    if "uwsgi.version" in environ and _is_buffer(body):
+        begun.end(routes.of_environ(environ, begun.route))
+        return body
+    return _SizedBody(body, begun, environ)
 
 
 class _WsgiRequest(Request):
@@ -183,8 +189,8 @@ class _WsgiRequest(Request):
 
     def _write(self, data: Any) -> Any:
         """Write a part of the body, as PEP 3333 has it for frameworks from before it."""
-        if data:
-            self.is_sending = True
+        if not self.is_sending:
+            self.is_sending = _is_something(data)
         return self._server_write(data)
 
     def _note_error(self, status: Any = "", headers: Any = None, exc_info: Any = None) -> None:  # noqa: ARG002 - PEP 3333's names
@@ -208,6 +214,11 @@ class _Chunks(list):  # type: ignore[type-arg]
 
     def close(self) -> None:
         self._begun.end(routes.of_environ(self._environ, self._begun.route))
+
+    def __del__(self) -> None:
+        """End the span after all: the server has forgotten the response without closing it."""
+        if self._begun.span is not None:
+            self._begun.end(routes.of_environ(self._environ, self._begun.route))
 
 
 class _Body:
@@ -246,8 +257,8 @@ class _Body:
         finally:
             self._context = get_current()
             detach(token)
-        if chunk and not begun.is_sending:
-            begun.is_sending = True
+        if not begun.is_sending:
+            begun.is_sending = _is_something(chunk)
         return chunk
 
     def close(self) -> None:
@@ -258,6 +269,11 @@ class _Body:
             if close is not None:
                 self._inside(close)
         finally:
+            self._begun.end(routes.of_environ(self._environ, self._begun.route))
+
+    def __del__(self) -> None:
+        """End the span after all: the server has forgotten the response without closing it."""
+        if self._begun.span is not None:
             self._begun.end(routes.of_environ(self._environ, self._begun.route))
 
     def _inside(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -278,6 +294,29 @@ class _SizedBody(_Body):
         return len(self._iterable)
 
 
+def _is_something(chunk: Any) -> bool:
+    """Tell whether a part of a body is more than nothing: the response is on its way then. Never raises."""
+    try:
+        return bool(chunk)
+    except Exception:
+        # An array of numpy's, which uWSGI sends under wsgi-accept-buffer, does not say.
+        return True
+
+
+def _is_buffer(body: Any) -> bool:
+    """Tell whether uWSGI may send the very object as a whole, without iterating over it.
+
+    It does so with what is an instance of ``bytes`` and, under ``wsgi-accept-buffer``, with any buffer
+    (``uwsgi_python_send_body()`` in plugins/python/wsgi_subhandler.c). What it does not send so is no body either: it
+    yields numbers.
+    """
+    try:
+        memoryview(body).release()
+    except Exception:
+        return False
+    return True
+
+
 def _is_file(body: Any, environ: dict[str, Any]) -> bool:
     """Tell whether the server is to send a file its own way, for which it must get the very object.
 
@@ -287,24 +326,43 @@ def _is_file(body: Any, environ: dict[str, Any]) -> bool:
     return isinstance(body, wrapper) if isinstance(wrapper, type) else hasattr(body, "read")
 
 
-def _closing(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
-    """Return the same object, whose ``close()`` ends the span as well."""
-    theirs = getattr(body, "close", None)
-    own = "close" in getattr(body, "__dict__", ())
+class _Close:
+    """The ``close()`` of a file that the server gets as it is: ends the span as well, as does being forgotten."""
 
-    def close() -> Any:
+    __slots__ = ("_begun", "_environ", "_find", "_theirs")
+
+    def __init__(self, body: Any, begun: Request, environ: dict[str, Any]) -> None:
+        self._begun = begun
+        self._environ = environ
+        self._theirs = own = vars(body).get("close")
+        # An object of Gunicorn's or wsgiref's has its close() for itself, and shall not hold itself alive by ours.
+        self._find: Callable[[], Any] = (lambda: body) if own is None else weakref.ref(body)
+
+    def __call__(self) -> Any:
+        body, theirs = self._find(), self._theirs
         try:
-            # It shall not hold itself alive.
-            if own:
-                body.close = theirs
-            else:
+            if theirs is None:
                 del body.close
+                theirs = getattr(body, "close", None)
+            elif body is not None:
+                body.close = theirs
             return theirs() if theirs is not None else None
         finally:
-            begun.end(routes.of_environ(environ, begun.route))
+            self._end()
 
+    def __del__(self) -> None:
+        """End the span after all: the server has forgotten the file without closing it."""
+        if self._begun.span is not None:
+            self._end()
+
+    def _end(self) -> None:
+        self._begun.end(routes.of_environ(self._environ, self._begun.route))
+
+
+def _closing(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
+    """Return the same object, whose ``close()`` ends the span as well."""
     try:
-        body.close = close
+        body.close = _Close(body, begun, environ)
     except Exception:
         # It takes no attributes. The span ends when the file is handed over.
         begun.end(routes.of_environ(environ, begun.route))

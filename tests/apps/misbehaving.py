@@ -1,5 +1,6 @@
 """A WSGI application that does what no application should."""
 
+import array
 import os
 import sys
 
@@ -145,6 +146,74 @@ def in_a_list(environ, start_response):
 def in_bytes(environ, start_response):
     ok(start_response)
     return b"bytes"
+
+
+class Text(bytes):
+    """What frameworks' signed or marked texts are."""
+
+
+class Chunked(bytes):
+    """Bytes that are an iterable of bytes, too."""
+
+    def __iter__(self):
+        yield bytes(self)
+
+
+def in_a_kind_of_bytes(environ, start_response):
+    ok(start_response)
+    return Text(b"kind of bytes")
+
+
+def in_chunked_bytes(environ, start_response):
+    ok(start_response)
+    return Chunked(b"chunked bytes")
+
+
+def in_a_bytearray(environ, start_response):
+    ok(start_response)
+    return bytearray(b"bytearray")
+
+
+def in_a_memoryview(environ, start_response):
+    ok(start_response)
+    return memoryview(b"memoryview")
+
+
+def in_an_array(environ, start_response):
+    ok(start_response)
+    return array.array("b", b"array")
+
+
+def buffers_in_a_list(environ, start_response):
+    ok(start_response)
+    return [Text(b"kind of bytes "), bytearray(b"bytearray "), memoryview(b"memoryview "), array.array("b", b"array")]
+
+
+def buffers_one_by_one(environ, start_response):
+    ok(start_response)
+    yield Text(b"kind of bytes ")
+    yield bytearray(b"bytearray ")
+    yield memoryview(b"memoryview ")
+    yield array.array("b", b"array")
+
+
+class Undecided(bytes):
+    """Bytes that do not say whether they are any, as an array of numpy does not."""
+
+    def __bool__(self):
+        raise ValueError("undecided")
+
+
+def undecided_chunks(environ, start_response):
+    ok(start_response)
+    yield Undecided(b"one ")
+    yield Undecided(b"two")
+
+
+def writes_undecided_chunks(environ, start_response):
+    write = ok(start_response)
+    write(Undecided(b"written"))
+    return []
 
 
 def nothing(environ, start_response):
