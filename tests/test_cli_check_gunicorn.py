@@ -77,6 +77,121 @@ def test_an_application_that_calls_instrument_needs_no_hooks(check: Check, appli
     assert result.status == 0
 
 
+INSTRUMENT = "import mackerel_otel_server\nmackerel_otel_server.instrument()\n"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"mysite/__init__.py": INSTRUMENT, "mysite/wsgi.py": "def application(environ, start_response): ...\n"},
+        {"mysite/wsgi.py": "from . import tracing\n", "mysite/tracing.py": INSTRUMENT},
+        {
+            "mysite/wsgi.py": "from mysite.config.tracing import start\nstart()\n",
+            "mysite/config/tracing.py": "from mackerel_otel_server import instrument as start\nstart()\n",
+        },
+        {"mysite/wsgi.py": "import one\n", "one.py": "import two.three\n", "two/three.py": INSTRUMENT},
+        {"mysite/wsgi.py": "import far\n", "lib/far/__init__.py": INSTRUMENT},
+        {"mysite/wsgi.py": "# \xe9: latin-1\nPATTERN = '\\d'\n" + INSTRUMENT},
+    ],
+    ids=["its package", "beside it", "under another name", "two levels", "pythonpath", "a string that warns"],
+)
+def test_instrument_in_a_module_that_the_application_imports_needs_no_hooks(
+    check: Check, files: dict[str, str]
+) -> None:
+    conf = "wsgi_app = 'mysite.wsgi'\npythonpath = 'lib'\n"
+    result = check(files={CONF: conf, **files})
+    result.has(
+        "OK", "has no hooks of this package", "uses it", *[f"/{name}" for name in files if "instrument" in files[name]]
+    )
+    assert result.status == 0
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"mysite/wsgi.py": "# mackerel_otel_server.instrument()\n"},
+        {"mysite/wsgi.py": "from mackerel_otel_server import trace_wsgi\n\n@trace_wsgi\ndef application(*_): ...\n"},
+        {"mysite/wsgi.py": "import mackerel_otel_server.uwsgi\n"},
+        {"mysite/wsgi.py": "def f(:\n"},
+        {"mysite/wsgi.py": "import sys\nraise SystemExit\n", "mysite/other.py": INSTRUMENT},
+        {"mysite/wsgi.py": "import venv_\n", "lib/site-packages/venv_/__init__.py": INSTRUMENT},
+    ],
+    ids=["a comment", "trace_wsgi alone", "the door of uWSGI", "no Python", "not imported", "of others"],
+)
+def test_an_application_that_only_looks_as_if_it_traced_itself_is_a_failure(
+    check: Check, files: dict[str, str]
+) -> None:
+    conf = "wsgi_app = 'mysite.wsgi'\npythonpath = 'lib/site-packages'\n"
+    check(files={CONF: conf, **files}).has("FAIL", "no hooks of this package", "no request is traced")
+
+
+HOOK = "def post_fork(server, worker):\n    from mackerel_otel_server import instrument\n    instrument()\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "level", "words"),
+    [
+        ({CONF: HOOK}, "OK", "instrument() is called in one of its own hooks"),
+        ({CONF: "from helpers import post_fork\n", "helpers.py": HOOK}, "OK", "helpers.py"),
+        ({CONF: INSTRUMENT}, "WARN", "calls instrument() while Gunicorn reads it"),
+    ],
+    ids=["a hook", "a hook of another file", "while it is read"],
+)
+def test_instrument_in_the_configuration_does_what_check_says_of_it(  # noqa: PLR0913, PLR0917 - pytest fills them
+    check: Check, tmp_path: Path, receiver: Receiver, files: dict[str, str], level: str, words: str
+) -> None:
+    result = check(files=files)
+    result.has(level, words)
+    assert result.status == 0
+    assert "sets a tracer provider" not in result.text
+    with gunicorn(tmp_path, conf=CONF, env=environment(receiver), workers=1) as server:
+        assert server.get("/own").status == 200
+        server.stop()
+    # The application is a plain callable.
+    assert [span.kind for span in receiver.spans if span.kind == "SERVER"] == ["SERVER"] * (level == "OK")
+
+
+def test_what_the_configuration_sets_is_in_force_and_says_whence_it_is(
+    check: Check, tmp_path: Path, receiver: Receiver
+) -> None:
+    conf = (
+        "import os\n"
+        f"os.environ['MACKEREL_APIKEY'] = {KEY!r}\n"
+        "os.environ['OTEL_SERVICE_NAME'] = 'of-the-file'\n"
+        "os.environ.setdefault('OTEL_BSP_SCHEDULE_DELAY', '7000')\n"
+        f"os.environ['OTEL_RESOURCE_ATTRIBUTES'] = 'service.version=3'\n{INSTALL}"
+    )
+    result = check(files={CONF: conf}, MACKEREL_APIKEY="", OTEL_SERVICE_NAME="", OTEL_RESOURCE_ATTRIBUTES="a=b")
+    assert result.levels() == {"OK"}, result.text
+    shown = {one["name"]: (one["value"], one["origin"]) for one in result.data["settings"]}
+    assert shown["MACKEREL_APIKEY"] == ("****", f"MACKEREL_APIKEY, set by {tmp_path / CONF}")
+    assert shown["OTEL_SERVICE_NAME"] == ("of-the-file", f"OTEL_SERVICE_NAME, set by {tmp_path / CONF}")
+    assert shown["OTEL_BSP_SCHEDULE_DELAY"] == ("7000", f"OTEL_BSP_SCHEDULE_DELAY, set by {tmp_path / CONF}")
+    assert shown["service.version"] == ("3", f"OTEL_RESOURCE_ATTRIBUTES, set by {tmp_path / CONF}")
+    assert shown["OTEL_SEMCONV_STABILITY_OPT_IN"][1] == "default"
+    env = environment(receiver)
+    del env["OTEL_SERVICE_NAME"]
+    (tmp_path / CONF).write_text(conf.replace(KEY, "test-key"))
+    with gunicorn(tmp_path, conf=None, env=env, workers=1) as server:
+        assert server.get("/").status == 200
+        server.stop()
+    (span,) = receiver.spans
+    assert span.resource["service.name"] == "of-the-file"
+
+
+def test_raw_env_goes_before_what_the_configuration_sets(check: Check) -> None:
+    conf = f"import os\nos.environ['OTEL_SERVICE_NAME'] = 'of-the-file'\nraw_env = ['OTEL_SERVICE_NAME=raw']\n{INSTALL}"
+    shown = {one["name"]: one for one in check(files={CONF: conf}).data["settings"]}
+    assert shown["OTEL_SERVICE_NAME"]["value"] == "raw"
+    assert shown["OTEL_SERVICE_NAME"]["origin"] == "OTEL_SERVICE_NAME, set by Gunicorn's raw_env"
+
+
+def test_a_configuration_that_removes_a_variable_is_told(check: Check) -> None:
+    result = check(files={CONF: f"import os\ndel os.environ['MACKEREL_APIKEY']\n{INSTALL}"})
+    result.has("WARN", CONF, "removes MACKEREL_APIKEY from the environment")
+    result.has("FAIL", "there is no API key")
+
+
 def test_without_any_configuration_it_says_what_is_not_known(check: Check) -> None:
     result = check("--server", "gunicorn")
     assert result.status == 0
@@ -238,7 +353,8 @@ def test_a_configuration_that_hangs_is_ended(check: Check, monkeypatch: pytest.M
 
 def test_what_a_configuration_does_to_its_process_harms_nobody(check: Check, tmp_path: Path) -> None:
     conf = (
-        f"import os, sys\nprint('noise', file=sys.stderr)\nprint('noise')\nos.chdir('/')\nos.environ.clear()\n{INSTALL}"
+        "import os, sys\nprint('noise', file=sys.stderr)\nprint('noise')\nos.chdir('/')\n"
+        f"os.environ['OTEL_SERVICE_NAME'] = 'of-the-file'\n{INSTALL}"
     )
     result = check(files={CONF: conf})
     assert result.levels() == {"OK"}

@@ -47,12 +47,20 @@ class _Surroundings:
     environ: dict[str, str]
     folder: str
     application: str | None = None
-    changed: frozenset[str] = frozenset()
-    """The variables that the configuration sets."""
-    set_by: str = ""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Of the variables that the configuration sets: by what."""
     read: list[str] = field(default_factory=list)
     not_read: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+
+    def change(self, variables: Mapping[str, str | None], origin: str) -> None:
+        """Take over what the configuration does to variables; None: it removes one."""
+        for name, value in variables.items():
+            if value is None:
+                self.environ.pop(name, None)
+                self.origins.pop(name, None)
+            else:
+                self.environ[name], self.origins[name] = value, origin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,8 +125,8 @@ def _look_around(args: argparse.Namespace, environ: Mapping[str, str]) -> _Surro
 def _look_at_gunicorn(around: _Surroundings, choice: configuration.Choice) -> None:
     config = gunicorn_config.read(choice.config, around.environ, around.folder)
     around.read.append(f"{config.name}, for Gunicorn ({choice.why})")
-    around.environ |= config.env
-    around.changed, around.set_by = frozenset(config.env), "set by Gunicorn's raw_env"
+    around.change(config.changed, f"set by {config.name}")
+    around.change(config.env, "set by Gunicorn's raw_env")
     around.application = config.application
     around.findings += gunicorn_findings.findings(config, around.environ, around.folder)
     around.folder = config.cwd
@@ -142,8 +150,8 @@ def _look_at_uwsgi(around: _Surroundings, choice: configuration.Choice) -> None:
     around.read += [f"{file}, for uWSGI ({choice.why})" for file in ini.files]
     around.not_read += ini.not_understood
     before, around.environ = around.environ, ini.environment(around.environ)
-    around.changed = frozenset(name for name, value in around.environ.items() if before.get(name) != value)
-    around.set_by = f"set by {ini.files[0]}"
+    changed = [name for name, value in around.environ.items() if before.get(name) != value]
+    around.origins = dict.fromkeys(changed, f"set by {ini.files[0]}")
     around.application = uwsgi_findings.application(ini)
     installed = versions.numbers(versions.uwsgi_version())
     around.findings += uwsgi_findings.findings(ini, around.environ, around.folder, installed)
@@ -164,7 +172,7 @@ def _settings(around: _Surroundings) -> tuple[Settings | None, list[Shown], list
     """Return the settings of the workers if they can be used, as they are shown, and what is wrong with them."""
     described = describe(around.environ, application=around.application)
     shown = [
-        replace(one, origin=f"{one.origin}, {around.set_by}") if one.origin in around.changed else one
+        replace(one, origin=f"{one.origin}, {around.origins[one.origin]}") if one.origin in around.origins else one
         for one in described.settings
     ]
     found = variables.findings(around.environ, around.application)

@@ -23,16 +23,23 @@ class GunicornConfig:
 
     read_from: list[str]
     """The file or module; none where Gunicorn has only its defaults and ``GUNICORN_CMD_ARGS``."""
+    files: list[str]
+    """Their full names."""
     application: str | None
+    changed: dict[str, str | None] = field(repr=False)
+    """What it has done to the variables while it was loaded: the new value, None for one that it has removed."""
     env: dict[str, str] = field(repr=False)
     """``raw_env``: variables that the workers get."""
     settings: dict[str, Any]
     cwd: str
+    """``chdir``, where the workers are."""
     early: list[str]
     """Modules that it has imported and that gevent has to patch first."""
     patched: bool
     """It has called gevent's patches itself."""
     imports_ours: bool
+    instruments: bool
+    """It has called ``instrument()`` while it was loaded."""
     provider: str | None
     """The class of the tracer provider that it has set."""
     hooks: list[str]
@@ -44,6 +51,11 @@ class GunicornConfig:
     classes: list[str]
     """The worker class and those it is made of."""
     worker_error: str | None
+
+    @property
+    def roots(self) -> list[str]:
+        """Where modules are looked for beside the working directory."""
+        return [str(Path(self.cwd, folder)) for folder in str(self.settings["pythonpath"] or "").split(",") if folder]
 
     @property
     def name(self) -> str:

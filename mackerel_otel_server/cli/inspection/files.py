@@ -1,0 +1,58 @@
+"""Read the files that are looked at: what can be wrong with one is known here, and nowhere else.
+
+What a server's own settings name, such as the key file, is read as the pipeline does it, which is in ``settings``.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LARGEST: Final = 1_000_000
+"""Bytes. What people write by hand is smaller; who names a log file or a disk shall not wait."""
+
+
+class UnreadableError(Exception):
+    """A file cannot be read; its words say why."""
+
+
+def content(file: Path) -> bytes:
+    """Return what is in a regular file.
+
+    Raises:
+        UnreadableError: There is none that may be read.
+    """
+    try:
+        found = file.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise UnreadableError("it is a folder")
+        if not stat.S_ISREG(found.st_mode):
+            # A pipe would be waited for without end.
+            raise UnreadableError("it is no regular file")
+        if found.st_size > LARGEST:
+            raise UnreadableError(f"it has more than {LARGEST:,} bytes")
+        return file.read_bytes()
+    except OSError as error:
+        raise UnreadableError(error.strerror or type(error).__name__) from None
+    except ValueError:  # a zero byte in its name
+        raise UnreadableError("that is no name of a file") from None
+
+
+def text(file: Path) -> str:
+    """Return what is in a regular file as text, with a mark in the place of what is no UTF-8.
+
+    Raises:
+        UnreadableError: As content().
+    """
+    return content(file).decode("utf-8", "replace")
+
+
+def text_or_nothing(file: Path) -> str:
+    """Return the text, and none of a file that cannot be read: for those who only look whether it says something."""
+    try:
+        return text(file)
+    except UnreadableError:
+        return ""
