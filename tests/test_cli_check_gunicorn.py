@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 from checking import INSTALL, KEY, Check
 from servers import environment, gunicorn
 
@@ -186,6 +187,39 @@ def test_raw_env_goes_before_what_the_configuration_sets(check: Check) -> None:
     assert shown["OTEL_SERVICE_NAME"]["origin"] == "OTEL_SERVICE_NAME, set by Gunicorn's raw_env"
 
 
+def test_names_of_files_are_relative_to_the_folder_of_the_workers(
+    check: Check, tmp_path: Path, receiver: Receiver
+) -> None:
+    conf = f"chdir = 'sub'\n{INSTALL}"
+    files = {CONF: conf, "sub/key": KEY, "sub/authority.pem": trustme.CA().cert_pem.bytes().decode()}
+    env = {"MACKEREL_APIKEY": "", "MACKEREL_APIKEY_FILE": "key", "OTEL_EXPORTER_OTLP_CERTIFICATE": "authority.pem"}
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/key").touch(0o600)
+    result = check(files=files, **env)
+    assert result.levels() == {"OK"}, result.text
+    assert Path.cwd() == tmp_path
+    (tmp_path / "sub/key").rename(tmp_path / "key")
+    check(files={CONF: conf}, **env).has("FAIL", "MACKEREL_APIKEY_FILE='key' cannot be read")
+    # As the workers do it.
+    (tmp_path / "sub/key").write_text("test-key")
+    (tmp_path / "key").unlink()
+    environ = environment(receiver, MACKEREL_APIKEY_FILE="key")
+    del environ["MACKEREL_APIKEY"]
+    with gunicorn(tmp_path, conf=None, env=environ, workers=1) as server:
+        assert server.get("/").status == 200
+        server.stop()
+    assert len(receiver.spans) == 1
+
+
+@pytest.mark.parametrize("chdir", ["nowhere", "a-file"])
+@pytest.mark.parametrize("how", ["file", "GUNICORN_CMD_ARGS"])
+def test_a_chdir_that_leads_nowhere_is_a_failure(check: Check, tmp_path: Path, chdir: str, how: str) -> None:
+    conf = f"chdir = {chdir!r}\n{INSTALL}" if how == "file" else INSTALL
+    env = {} if how == "file" else {"GUNICORN_CMD_ARGS": f"--chdir {chdir}"}
+    result = check("--server", "gunicorn", files={CONF: conf, "a-file": ""}, **env)
+    result.has("FAIL", "chdir leads to no folder", chdir, "make that folder", str(tmp_path))
+
+
 def test_a_configuration_that_removes_a_variable_is_told(check: Check) -> None:
     result = check(files={CONF: f"import os\ndel os.environ['MACKEREL_APIKEY']\n{INSTALL}"})
     result.has("WARN", CONF, "removes MACKEREL_APIKEY from the environment")
@@ -308,7 +342,7 @@ def test_another_user_than_the_workers_may_read_other_files(check: Check, tmp_pa
         ("import no_such_module\n", (f"{CONF}:1: ModuleNotFoundError: No module named 'no_such_module'",)),
         ("workers = 'many'\n", ("workers: ValueError",)),
         ("def post_fork(*args): pass\n", ("post_fork: TypeError", "arity")),
-        ("raw_env = ['nothing']\n", ("RuntimeError: environment setting",)),
+        ("raw_env = ['nothing']\n", ("an item of raw_env", "NAME=value")),
         ("import os\nos._exit(0)\n", ("ends the process",)),
     ],
     ids=lambda value: None if isinstance(value, tuple) else "",

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
 
 from mackerel_otel_server import settings as settings_module
+from mackerel_otel_server.cli.cloak import secrets
 from mackerel_otel_server.cli.inspection import (
     configuration,
     gunicorn_config,
@@ -21,6 +21,7 @@ from mackerel_otel_server.cli.inspection import (
     variables,
     versions,
 )
+from mackerel_otel_server.cli.inspection.files import inside
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.cli.inspection.not_read import NotReadError
 from mackerel_otel_server.cli.report import Report, as_json, show
@@ -52,6 +53,8 @@ class _Surroundings:
     read: list[str] = field(default_factory=list)
     not_read: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    secrets: list[str] = field(default_factory=list, repr=False)
+    """Of a configuration that cannot be read, whose words may show them."""
 
     def change(self, variables: Mapping[str, str | None], origin: str) -> None:
         """Take over what the configuration does to variables; None: it removes one."""
@@ -96,11 +99,11 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.send:
         report = _send(report, effective, around)
-    secrets = _secrets(around.environ, effective) + _secrets(os.environ, None)
+    known = [*secrets(around.environ), *secrets(os.environ), *around.secrets, *_keys(around.environ, effective)]
     if args.json:
-        say(as_json(report, secrets))
+        say(as_json(report, known))
     else:
-        show(report, secrets)
+        show(report, known)
     return 1 if report.failed else 0
 
 
@@ -119,6 +122,7 @@ def _look_around(args: argparse.Namespace, environ: Mapping[str, str]) -> _Surro
     except NotReadError as error:
         around.not_read.append(f"the configuration of {choice.server} ({choice.why})")
         around.findings.append(error.finding)
+        around.secrets += secrets(error.variables)
     return around
 
 
@@ -170,15 +174,18 @@ def _nothing_found(choice: configuration.Choice) -> Finding:
 
 def _settings(around: _Surroundings) -> tuple[Settings | None, list[Shown], list[Finding]]:
     """Return the settings of the workers if they can be used, as they are shown, and what is wrong with them."""
-    described = describe(around.environ, application=around.application)
+    # A key file or a certificate may have a relative name.
+    with inside(around.folder):
+        described = describe(around.environ, application=around.application)
+        found = variables.findings(around.environ, around.application)
+        effective = None
+        if not described.problems:
+            effective = settings_module.read(around.environ, application=around.application)
     shown = [
         replace(one, origin=f"{one.origin}, {around.origins[one.origin]}") if one.origin in around.origins else one
         for one in described.settings
     ]
-    found = variables.findings(around.environ, around.application)
-    if described.problems:
-        return None, shown, found
-    return settings_module.read(around.environ, application=around.application), shown, found
+    return effective, shown, found
 
 
 def _send(report: Report, effective: Settings | None, around: _Surroundings) -> Report:
@@ -195,10 +202,3 @@ def _send(report: Report, effective: Settings | None, around: _Surroundings) -> 
 def _keys(environ: Mapping[str, str], effective: Settings | None) -> list[str]:
     given = [environ.get(name, "").strip() for name in gunicorn_findings.KEY_VARIABLES]
     return [key for key in (*given, effective.api_key if effective else None) if key]
-
-
-def _secrets(environ: Mapping[str, str], effective: Settings | None) -> list[str]:
-    """Return what no line may show, should it come by another way."""
-    headers = ",".join(environ.get(f"OTEL_EXPORTER_OTLP_{part}HEADERS", "") for part in ("", "TRACES_"))
-    values = [item.partition("=")[2].strip() for item in headers.split(",")]
-    return [*_keys(environ, effective), *values, *map(unquote, values)]

@@ -5,11 +5,14 @@ What a server's own settings name, such as the key file, is read as the pipeline
 
 from __future__ import annotations
 
+import os
 import stat
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 LARGEST: Final = 1_000_000
 """Bytes. What people write by hand is smaller; who names a log file or a disk shall not wait."""
@@ -56,3 +59,18 @@ def text_or_nothing(file: Path) -> str:
         return text(file)
     except UnreadableError:
         return ""
+
+
+@contextmanager
+def inside(folder: str) -> Iterator[None]:
+    """Be in another working directory, as the server is: names of files are relative to it.
+
+    One that cannot be entered is told of elsewhere; then nothing changes.
+    """
+    before = Path.cwd()
+    with suppress(OSError):
+        os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

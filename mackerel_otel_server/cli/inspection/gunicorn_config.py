@@ -102,7 +102,7 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
             "look for what waits in it, such as a connection that nobody answers",
         )
     if error := answer.get("error"):
-        raise _refusal(what, error, location)
+        raise _refusal(what, error, location, folder)
     return GunicornConfig(**{field.name: answer[field.name] for field in fields(GunicornConfig)})
 
 
@@ -112,8 +112,18 @@ def _found_by_itself(environ: Mapping[str, str], folder: str) -> str:
     return default if alone else "Gunicorn's configuration"
 
 
-def _refusal(what: str, error: Mapping[str, Any], location: str | None) -> NotReadError:
+def _refusal(what: str, error: Mapping[str, Any], location: str | None, folder: str) -> NotReadError:
     kind, words = error["kind"], error["words"]
+    if kind == "chdir":
+        return NotReadError(
+            f"{what}: chdir leads to no folder that can be entered ({words})",
+            f"make that folder, or correct chdir; a relative one begins at {folder}",
+        )
+    if kind == "raw_env":
+        return NotReadError(
+            f"{what}: an item of raw_env or -e is not of the form NAME=value (it is not shown, it may be a secret)",
+            "type raw_env = ['NAME=value']",
+        )
     if kind == "arguments":
         return NotReadError(
             "GUNICORN_CMD_ARGS holds options that Gunicorn does not know", "gunicorn --help lists those it knows"
@@ -131,4 +141,4 @@ def _refusal(what: str, error: Mapping[str, Any], location: str | None) -> NotRe
         )
     place = f"{error['file']}:{error['line']}" if error["file"] else what
     command = "gunicorn --check-config" + (f" -c {location}" if location else "")
-    return NotReadError(f"{place}: {words}", f"correct it; {command} says more")
+    return NotReadError(f"{place}: {words}", f"correct it; {command} says more", variables=error["variables"])

@@ -66,8 +66,7 @@ def load(location: str | None) -> dict[str, Any]:
         probe = Probe()
         return {**_report(probe, before), "changed": _changed(environ)}
     except BaseException as error:
-        # What it has set may be a secret, and stand in the words, too.
-        return {"error": _explain(error, location), "changed": _changed(environ)}
+        return {"error": {**_explain(error, location), "variables": _variables()}}
 
 
 def _report(probe: Any, before: set[str]) -> dict[str, Any]:
@@ -103,6 +102,13 @@ def _changed(before: Mapping[str, str]) -> dict[str, str | None]:
     # The doors of this package set their default when they are imported.
     ours = [SEMCONV.name] if os.environ.get(SEMCONV.name) == SEMCONV.default and not before.get(SEMCONV.name) else []
     return {name: os.environ.get(name) for name in names if name not in ours}
+
+
+def _variables() -> dict[str, str]:
+    """Return the variables that are set where the configuration stopped: the words of its error may hold a secret."""
+    raw = getattr(sys.modules.get("__config__"), "raw_env", ())
+    items = [item.partition("=") for item in raw if isinstance(item, str)] if isinstance(raw, list | tuple) else []
+    return {**os.environ, **{name: value for name, _, value in items}}
 
 
 def _files(read_from: Iterable[str]) -> list[str]:
@@ -161,6 +167,11 @@ def _explain(error: BaseException, location: str | None) -> dict[str, Any]:
             return _explain(error.__context__, location)
         if last.endswith("argparse.py"):
             return {"kind": "arguments", "words": "", "file": None, "line": None}
+    if frames and f"{os.sep}gunicorn{os.sep}" in frames[-1].filename:
+        if frames[-1].name in ("chdir", "validate_chdir"):
+            return {"kind": "chdir", "words": _words(error), "file": None, "line": None}
+        if frames[-1].name == "env":
+            return {"kind": "raw_env", "words": "", "file": None, "line": None}
     file, line = _place(error, frames)
     words = f"it calls sys.exit({error.code!r})" if isinstance(error, SystemExit) else _words(error)
     if setting := _setting(error):
