@@ -194,6 +194,11 @@ def _send(report: Report, effective: Settings | None, around: _Surroundings) -> 
         found = [Finding("FAIL", "no span was sent: OTEL_SDK_DISABLED is true", "nothing is traced", "unset it")]
     elif effective is None:
         found = [Finding("FAIL", "no span was sent: the settings have errors", "nothing is traced", "correct them")]
+    elif not os.access(around.folder, os.X_OK):
+        cure = "make that folder, or correct chdir"
+        found = [
+            Finding("FAIL", f"no span was sent: {around.folder} cannot be entered", "the server cannot start", cure)
+        ]
     else:
         sent, found = sending.send(effective, around.environ, around.application, around.folder)
     return replace(report, findings=[*report.findings, *found], sent=sent)
