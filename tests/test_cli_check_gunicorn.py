@@ -304,7 +304,9 @@ def test_a_shutdown_timeout_above_gunicorn_s_own_is_a_warning(check: Check) -> N
 def test_worker_classes_have_their_notes(check: Check, need: Callable[[str], None]) -> None:
     need("tornado")
     need("uvicorn_worker")
-    check(files={CONF: f"worker_class = 'tornado'\n{INSTALL}"}).has("WARN", "tornado", "no server spans")
+    result = check(files={CONF: f"worker_class = 'tornado'\n{INSTALL}"})
+    assert result.levels() == {"OK"}
+    result.has("OK", "tornado", "WSGI application make server spans", "tornado.web.Application")
     conf = f"worker_class = 'uvicorn_worker.UvicornWorker'\n{INSTALL}"
     check(files={CONF: conf}).has("OK", "UvicornWorker", "lifespan", "'asgi'")
     result = check(files={CONF: f"worker_class = 'no.such.Worker'\n{INSTALL}"})
@@ -339,6 +341,11 @@ def test_another_user_than_the_workers_may_read_other_files(check: Check, tmp_pa
         ("x = 1\nraise ValueError('bad ' * 2)\n", (f"{CONF}:2: ValueError: bad bad",)),
         (f"raise ValueError('{KEY}')\n", (f"{CONF}:1: ValueError: ***",)),
         ("import sys\n\n\nsys.exit('no')\n", (f"{CONF}:4: it calls sys.exit('no')",)),
+        ("import sys\nsys.exit()\n", (f"{CONF}:2: it calls sys.exit(None)",)),
+        ("quit()\n", (f"{CONF}:1: it calls sys.exit(None)",)),
+        ("raise KeyboardInterrupt\n", (f"{CONF}:1: KeyboardInterrupt",)),
+        ("name = input('name? ')\n", (f"{CONF}:1: EOFError",)),
+        ("def f(): f()\nf()\n", (f"{CONF}:2: RecursionError",)),
         ("import no_such_module\n", (f"{CONF}:1: ModuleNotFoundError: No module named 'no_such_module'",)),
         ("workers = 'many'\n", ("workers: ValueError",)),
         ("def post_fork(*args): pass\n", ("post_fork: TypeError", "arity")),
@@ -383,6 +390,40 @@ def test_a_configuration_that_hangs_is_ended(check: Check, monkeypatch: pytest.M
     result.has("FAIL", CONF, "not read within 2 s: it hangs")
     assert time.monotonic() - began < 30
     assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
+
+
+@pytest.mark.parametrize(
+    "conf",
+    ["while True: pass\n", "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: pass\n"],
+    ids=["endless", "deaf"],
+)
+def test_a_configuration_without_end_is_ended(
+    check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, conf: str
+) -> None:
+    monkeypatch.setattr(gunicorn_config, "SECONDS", 2.0)
+    began = time.monotonic()
+    pid = "import os, pathlib\npathlib.Path('pid').write_text(str(os.getpid()))\n"
+    result = check(files={CONF: pid + conf})
+    result.has("FAIL", CONF, "not read within 2 s: it hangs")
+    assert result.status == 1
+    assert time.monotonic() - began < 40
+    assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
+
+
+def test_a_configuration_that_starts_a_thread_without_end_is_read(check: Check, tmp_path: Path) -> None:
+    conf = (
+        "import os, pathlib, threading\npathlib.Path('pid').write_text(str(os.getpid()))\n"
+        f"threading.Thread(target=threading.Event().wait).start()\n{INSTALL}"
+    )
+    assert check(files={CONF: conf}).levels() == {"OK"}
+    assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
+
+
+def test_a_configuration_that_prints_without_measure_is_read(check: Check) -> None:
+    conf = f"import sys\nfor _ in range(100): print('noise ' * 10_000)\nsys.stdout.write('{{}}')\n{INSTALL}"
+    result = check(files={CONF: conf})
+    assert result.levels() == {"OK"}
+    assert "noise" not in result.text
 
 
 def test_what_a_configuration_does_to_its_process_harms_nobody(check: Check, tmp_path: Path) -> None:

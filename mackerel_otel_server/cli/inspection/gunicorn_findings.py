@@ -135,10 +135,9 @@ def _worker_class(config: GunicornConfig) -> Iterator[Finding]:
         )
     elif config.is_worker("gunicorn.workers.gtornado"):
         yield Finding(
-            "WARN",
-            f"the worker class is {name}",
-            "requests to Tornado applications make no server spans; spans of the application's own code are sent",
-            "for a WSGI application take another class, such as worker_class = 'gthread'",
+            "OK",
+            f"the worker class is {name}: requests to a WSGI application make server spans",
+            "those to a tornado.web.Application, which is none, do not; spans of its own code are sent",
         )
     elif config.is_worker("uvicorn", "uvicorn_worker"):
         yield Finding(
