@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from checking import INSTALL, KEY, Check
+from checking import INSTALL, KEY, WITHOUT_PRIVILEGE, Check, clean
 from servers import environment, gunicorn
 
 from mackerel_otel_server.cli.inspection import gunicorn_config
@@ -449,8 +451,33 @@ def test_gunicorn_that_is_not_installed_is_a_failure(check: Check, monkeypatch: 
     result.has("FAIL", "Gunicorn is not installed", "pip install 'mackerel-otel-server[gunicorn]'")
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_a_failure(check: Check, tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [CONF, "key", "authority.pem"])
+def test_a_file_without_permission_is_a_failure(tmp_path: Path, named: str) -> None:
     (tmp_path / CONF).write_text(INSTALL)
-    (tmp_path / CONF).chmod(0)
-    check().has("FAIL", CONF, "Permission denied")
+    (tmp_path / "key").write_text(KEY)
+    (tmp_path / "key").chmod(0o600)
+    (tmp_path / "authority.pem").write_bytes(trustme.CA().cert_pem.bytes())
+    env = {
+        "MACKEREL_APIKEY_FILE": "key",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": "authority.pem",
+        "OTEL_SERVICE_NAME": "shop",
+    }
+
+    def failures() -> list[str]:
+        result = subprocess.run(
+            [*WITHOUT_PRIVILEGE, sys.executable, "-m", "mackerel_otel_server", "check", "--json"],
+            cwd=tmp_path,
+            env=clean(os.environ) | env,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert result.stderr == ""
+        return [one["seen"] for one in json.loads(result.stdout)["findings"] if one["level"] == "FAIL"]
+
+    assert failures() == []
+    (tmp_path / named).chmod(0)
+    (seen,) = failures()
+    assert named in seen
+    assert "Permission denied" in seen
