@@ -451,6 +451,24 @@ def test_gunicorn_that_is_not_installed_is_a_failure(check: Check, monkeypatch: 
     result.has("FAIL", "Gunicorn is not installed", "pip install 'mackerel-otel-server[gunicorn]'")
 
 
+def test_a_configuration_that_is_no_regular_file_is_a_failure_at_once(check: Check, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / CONF)
+    began = time.monotonic()
+    check().has("FAIL", CONF, "cannot be read: it is no regular file")
+    assert time.monotonic() - began < gunicorn_config.SECONDS
+    (tmp_path / CONF).unlink()
+    (tmp_path / CONF).mkdir()
+    check().has("FAIL", CONF, "cannot be read: it is a folder")
+
+
+@pytest.mark.parametrize("content", [b"\0\0\0", b"name = '\xe9'\n", b"\x7fELF\x02\x01"], ids=ascii)
+def test_a_configuration_that_is_no_text_is_one_failure(check: Check, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / CONF).write_bytes(content)
+    result = check()
+    result.has("FAIL", CONF, "gunicorn --check-config says more")
+    assert "Traceback" not in result.text
+
+
 @pytest.mark.parametrize("named", [CONF, "key", "authority.pem"])
 def test_a_file_without_permission_is_a_failure(tmp_path: Path, named: str) -> None:
     (tmp_path / CONF).write_text(INSTALL)

@@ -22,26 +22,39 @@ class UnreadableError(Exception):
     """A file cannot be read; its words say why."""
 
 
+def problem(file: Path) -> str:
+    """Return why a file cannot be read, or nothing: none is there, no permission, or no regular file."""
+    try:
+        mode = file.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return "it is a folder"
+        if not stat.S_ISREG(mode):
+            # A pipe would be waited for without end.
+            return "it is no regular file"
+        with file.open("rb"):
+            return ""
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    except ValueError:  # a zero byte
+        return "that is no name of a file"
+
+
 def content(file: Path) -> bytes:
     """Return what is in a regular file.
 
     Raises:
-        UnreadableError: There is none that may be read.
+        UnreadableError: There is none that may be read, or it is larger than anything that is looked at.
     """
+    if words := problem(file):
+        raise UnreadableError(words)
     try:
-        found = file.stat()
-        if stat.S_ISDIR(found.st_mode):
-            raise UnreadableError("it is a folder")
-        if not stat.S_ISREG(found.st_mode):
-            # A pipe would be waited for without end.
-            raise UnreadableError("it is no regular file")
-        if found.st_size > LARGEST:
-            raise UnreadableError(f"it has more than {LARGEST:,} bytes")
-        return file.read_bytes()
+        with file.open("rb") as opened:
+            found = opened.read(LARGEST + 1)
     except OSError as error:
         raise UnreadableError(error.strerror or type(error).__name__) from None
-    except ValueError:  # a zero byte in its name
-        raise UnreadableError("that is no name of a file") from None
+    if len(found) > LARGEST:
+        raise UnreadableError(f"it has more than {LARGEST:,} bytes")
+    return found
 
 
 def text(file: Path) -> str:

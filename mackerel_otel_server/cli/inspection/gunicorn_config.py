@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mackerel_otel_server.cli.inspection import probe
+from mackerel_otel_server.cli.inspection import files, probe
 from mackerel_otel_server.cli.inspection.not_read import NotReadError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_UNKNOWN: Final = "Gunicorn's configuration"
 SECONDS: Final = 15.0
 """After which a configuration hangs; Gunicorn itself would wait for ever."""
 
@@ -84,6 +85,11 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
             "pip install 'mackerel-otel-server[gunicorn]', or run this command with the server's own Python",
             "nothing is known about the server",
         )
+    what = location or _found_by_itself(environ, folder)
+    is_file = what != _UNKNOWN and not what.startswith("python:")
+    # Before Gunicorn itself waits for a pipe.
+    if is_file and (words := files.problem(Path(folder, what.removeprefix("file:")))):
+        raise _not_there(what, words)
     answer = probe.ask(
         "mackerel_otel_server.cli.inspection.gunicorn_probe",
         "load",
@@ -93,7 +99,6 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
         seconds=SECONDS,
         doing="reading Gunicorn's configuration",
     )
-    what = location or _found_by_itself(environ, folder)
     if isinstance(answer, probe.Silence):
         if answer.seconds is None:
             raise NotReadError(f"{what} ends the process that reads it", "remove what calls os._exit or kills it")
@@ -109,7 +114,14 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
 def _found_by_itself(environ: Mapping[str, str], folder: str) -> str:
     default = "gunicorn.conf.py"
     alone = not environ.get("GUNICORN_CMD_ARGS") and Path(folder, default).exists()
-    return default if alone else "Gunicorn's configuration"
+    return default if alone else _UNKNOWN
+
+
+def _not_there(what: str, words: str) -> NotReadError:
+    return NotReadError(
+        f"{what} cannot be read: {words}",
+        "name a file that exists and may be read: mackerel-otel-server check --config FILE",
+    )
 
 
 def _refusal(what: str, error: Mapping[str, Any], location: str | None, folder: str) -> NotReadError:
@@ -130,10 +142,7 @@ def _refusal(what: str, error: Mapping[str, Any], location: str | None, folder: 
         )
     missing = "doesn't exist" in words or kind in ("FileNotFoundError", "IsADirectoryError", "PermissionError")
     if missing and error["file"] is None:
-        return NotReadError(
-            f"{what} cannot be read: {words.partition(': ')[2] or words}",
-            "name a file that exists and may be read: mackerel-otel-server check --config FILE",
-        )
+        return _not_there(what, words.partition(": ")[2] or words)
     if kind == "ModuleNotFoundError" and what.startswith("python:") and error["file"] is None:
         return NotReadError(
             f"{what}: {words}",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from mackerel_otel_server.cli.inspection import applications, doors
 from mackerel_otel_server.cli.inspection.files import text_or_nothing
 from mackerel_otel_server.cli.inspection.findings import Finding
-from mackerel_otel_server.settings.catalogue import CATALOGUE
+from mackerel_otel_server.settings import catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,9 +26,18 @@ _WITHOUT: Final = {
     "worker_abort": "a request that Gunicorn kills at its timeout may not arrive",
     "worker_exit": "what a leaving worker has queued may be lost",
 }
-_KNOWN: Final = frozenset(name for variable in CATALOGUE for name in variable.names)
+_KNOWN: Final = frozenset(name for variable in catalogue.CATALOGUE for name in variable.names)
 KEY_VARIABLES: Final = ("MACKEREL_APIKEY", "MACKEREL_API_KEY")
-FILE_VARIABLES: Final = ("MACKEREL_APIKEY_FILE", "OTEL_EXPORTER_OTLP_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_KEY")
+FILE_VARIABLES: Final = tuple(
+    name
+    for variable in (
+        catalogue.API_KEY_FILE,
+        catalogue.CERTIFICATE,
+        catalogue.CLIENT_KEY,
+        catalogue.CLIENT_CERTIFICATE,
+    )
+    for name in variable.names
+)
 
 
 def findings(config: GunicornConfig, environ: Mapping[str, str], folder: str) -> list[Finding]:
