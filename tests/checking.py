@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FOREIGN = ("OTEL_", "MACKEREL_", "GUNICORN_", "UWSGI_", "DD_", "NEW_RELIC_")
 KEY = uuid.uuid4().hex
 INSTALL = "from mackerel_otel_server.gunicorn import install\ninstall(globals())\n"
+# Root may read everything. Without these capabilities it may read what its files' modes allow, as everybody else.
+_OVERRIDE = "-dac_override,-dac_read_search"
+WITHOUT_PRIVILEGE = [] if os.geteuid() else ["setpriv", "--bounding-set", _OVERRIDE, "--inh-caps", _OVERRIDE]
 INI = "[uwsgi]\nimport = mackerel_otel_server.uwsgi\nmaster = true\nenable-threads = true\n"
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checking import INSTALL, KEY, Check
+import trustme
+from checking import INSTALL, KEY, WITHOUT_PRIVILEGE, Check, clean
 from servers import environment, gunicorn
 
 from mackerel_otel_server.cli.inspection import gunicorn_config
@@ -75,6 +78,154 @@ def test_an_application_that_calls_instrument_needs_no_hooks(check: Check, appli
     result = check(files=files)
     result.has("OK", "wsgi.py uses it")
     assert result.status == 0
+
+
+INSTRUMENT = "import mackerel_otel_server\nmackerel_otel_server.instrument()\n"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"mysite/__init__.py": INSTRUMENT, "mysite/wsgi.py": "def application(environ, start_response): ...\n"},
+        {"mysite/wsgi.py": "from . import tracing\n", "mysite/tracing.py": INSTRUMENT},
+        {
+            "mysite/wsgi.py": "from mysite.config.tracing import start\nstart()\n",
+            "mysite/config/tracing.py": "from mackerel_otel_server import instrument as start\nstart()\n",
+        },
+        {"mysite/wsgi.py": "import one\n", "one.py": "import two.three\n", "two/three.py": INSTRUMENT},
+        {"mysite/wsgi.py": "import far\n", "lib/far/__init__.py": INSTRUMENT},
+        {"mysite/wsgi.py": "# \xe9: latin-1\nPATTERN = '\\d'\n" + INSTRUMENT},
+    ],
+    ids=["its package", "beside it", "under another name", "two levels", "pythonpath", "a string that warns"],
+)
+def test_instrument_in_a_module_that_the_application_imports_needs_no_hooks(
+    check: Check, files: dict[str, str]
+) -> None:
+    conf = "wsgi_app = 'mysite.wsgi'\npythonpath = 'lib'\n"
+    result = check(files={CONF: conf, **files})
+    result.has(
+        "OK", "has no hooks of this package", "uses it", *[f"/{name}" for name in files if "instrument" in files[name]]
+    )
+    assert result.status == 0
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"mysite/wsgi.py": "# mackerel_otel_server.instrument()\n"},
+        {"mysite/wsgi.py": "from mackerel_otel_server import trace_wsgi\n\n@trace_wsgi\ndef application(*_): ...\n"},
+        {"mysite/wsgi.py": "import mackerel_otel_server.uwsgi\n"},
+        {"mysite/wsgi.py": "def f(:\n"},
+        {"mysite/wsgi.py": "import sys\nraise SystemExit\n", "mysite/other.py": INSTRUMENT},
+        {"mysite/wsgi.py": "import venv_\n", "lib/site-packages/venv_/__init__.py": INSTRUMENT},
+    ],
+    ids=["a comment", "trace_wsgi alone", "the door of uWSGI", "no Python", "not imported", "of others"],
+)
+def test_an_application_that_only_looks_as_if_it_traced_itself_is_a_failure(
+    check: Check, files: dict[str, str]
+) -> None:
+    conf = "wsgi_app = 'mysite.wsgi'\npythonpath = 'lib/site-packages'\n"
+    check(files={CONF: conf, **files}).has("FAIL", "no hooks of this package", "no request is traced")
+
+
+HOOK = "def post_fork(server, worker):\n    from mackerel_otel_server import instrument\n    instrument()\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "level", "words"),
+    [
+        ({CONF: HOOK}, "OK", "instrument() is called in one of its own hooks"),
+        ({CONF: "from helpers import post_fork\n", "helpers.py": HOOK}, "OK", "helpers.py"),
+        ({CONF: INSTRUMENT}, "WARN", "calls instrument() while Gunicorn reads it"),
+    ],
+    ids=["a hook", "a hook of another file", "while it is read"],
+)
+def test_instrument_in_the_configuration_does_what_check_says_of_it(  # noqa: PLR0913, PLR0917 - pytest fills them
+    check: Check, tmp_path: Path, receiver: Receiver, files: dict[str, str], level: str, words: str
+) -> None:
+    result = check(files=files)
+    result.has(level, words)
+    assert result.status == 0
+    assert "sets a tracer provider" not in result.text
+    with gunicorn(tmp_path, conf=CONF, env=environment(receiver), workers=1) as server:
+        assert server.get("/own").status == 200
+        server.stop()
+    # The application is a plain callable.
+    assert [span.kind for span in receiver.spans if span.kind == "SERVER"] == ["SERVER"] * (level == "OK")
+
+
+def test_what_the_configuration_sets_is_in_force_and_says_whence_it_is(
+    check: Check, tmp_path: Path, receiver: Receiver
+) -> None:
+    conf = (
+        "import os\n"
+        f"os.environ['MACKEREL_APIKEY'] = {KEY!r}\n"
+        "os.environ['OTEL_SERVICE_NAME'] = 'of-the-file'\n"
+        "os.environ.setdefault('OTEL_BSP_SCHEDULE_DELAY', '7000')\n"
+        f"os.environ['OTEL_RESOURCE_ATTRIBUTES'] = 'service.version=3'\n{INSTALL}"
+    )
+    result = check(files={CONF: conf}, MACKEREL_APIKEY="", OTEL_SERVICE_NAME="", OTEL_RESOURCE_ATTRIBUTES="a=b")
+    assert result.levels() == {"OK"}, result.text
+    shown = {one["name"]: (one["value"], one["origin"]) for one in result.data["settings"]}
+    assert shown["MACKEREL_APIKEY"] == ("****", f"MACKEREL_APIKEY, set by {tmp_path / CONF}")
+    assert shown["OTEL_SERVICE_NAME"] == ("of-the-file", f"OTEL_SERVICE_NAME, set by {tmp_path / CONF}")
+    assert shown["OTEL_BSP_SCHEDULE_DELAY"] == ("7000", f"OTEL_BSP_SCHEDULE_DELAY, set by {tmp_path / CONF}")
+    assert shown["service.version"] == ("3", f"OTEL_RESOURCE_ATTRIBUTES, set by {tmp_path / CONF}")
+    assert shown["OTEL_SEMCONV_STABILITY_OPT_IN"][1] == "default"
+    env = environment(receiver)
+    del env["OTEL_SERVICE_NAME"]
+    (tmp_path / CONF).write_text(conf.replace(KEY, "test-key"))
+    with gunicorn(tmp_path, conf=None, env=env, workers=1) as server:
+        assert server.get("/").status == 200
+        server.stop()
+    (span,) = receiver.spans
+    assert span.resource["service.name"] == "of-the-file"
+
+
+def test_raw_env_goes_before_what_the_configuration_sets(check: Check) -> None:
+    conf = f"import os\nos.environ['OTEL_SERVICE_NAME'] = 'of-the-file'\nraw_env = ['OTEL_SERVICE_NAME=raw']\n{INSTALL}"
+    shown = {one["name"]: one for one in check(files={CONF: conf}).data["settings"]}
+    assert shown["OTEL_SERVICE_NAME"]["value"] == "raw"
+    assert shown["OTEL_SERVICE_NAME"]["origin"] == "OTEL_SERVICE_NAME, set by Gunicorn's raw_env"
+
+
+def test_names_of_files_are_relative_to_the_folder_of_the_workers(
+    check: Check, tmp_path: Path, receiver: Receiver
+) -> None:
+    conf = f"chdir = 'sub'\n{INSTALL}"
+    files = {CONF: conf, "sub/key": KEY, "sub/authority.pem": trustme.CA().cert_pem.bytes().decode()}
+    env = {"MACKEREL_APIKEY": "", "MACKEREL_APIKEY_FILE": "key", "OTEL_EXPORTER_OTLP_CERTIFICATE": "authority.pem"}
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/key").touch(0o600)
+    result = check(files=files, **env)
+    assert result.levels() == {"OK"}, result.text
+    assert Path.cwd() == tmp_path
+    (tmp_path / "sub/key").rename(tmp_path / "key")
+    check(files={CONF: conf}, **env).has("FAIL", "MACKEREL_APIKEY_FILE='key' cannot be read")
+    # As the workers do it.
+    (tmp_path / "sub/key").write_text("test-key")
+    (tmp_path / "key").unlink()
+    environ = environment(receiver, MACKEREL_APIKEY_FILE="key")
+    del environ["MACKEREL_APIKEY"]
+    with gunicorn(tmp_path, conf=None, env=environ, workers=1) as server:
+        assert server.get("/").status == 200
+        server.stop()
+    assert len(receiver.spans) == 1
+
+
+@pytest.mark.parametrize("chdir", ["nowhere", "a-file"])
+@pytest.mark.parametrize("how", ["file", "GUNICORN_CMD_ARGS"])
+def test_a_chdir_that_leads_nowhere_is_a_failure(check: Check, tmp_path: Path, chdir: str, how: str) -> None:
+    conf = f"chdir = {chdir!r}\n{INSTALL}" if how == "file" else INSTALL
+    env = {} if how == "file" else {"GUNICORN_CMD_ARGS": f"--chdir {chdir}"}
+    result = check("--server", "gunicorn", files={CONF: conf, "a-file": ""}, **env)
+    result.has("FAIL", "chdir leads to no folder", chdir, "make that folder", str(tmp_path))
+
+
+def test_a_configuration_that_removes_a_variable_is_told(check: Check) -> None:
+    result = check(files={CONF: f"import os\ndel os.environ['MACKEREL_APIKEY']\n{INSTALL}"})
+    result.has("WARN", CONF, "removes MACKEREL_APIKEY from the environment")
+    result.has("FAIL", "there is no API key")
 
 
 def test_without_any_configuration_it_says_what_is_not_known(check: Check) -> None:
@@ -155,7 +306,9 @@ def test_a_shutdown_timeout_above_gunicorn_s_own_is_a_warning(check: Check) -> N
 def test_worker_classes_have_their_notes(check: Check, need: Callable[[str], None]) -> None:
     need("tornado")
     need("uvicorn_worker")
-    check(files={CONF: f"worker_class = 'tornado'\n{INSTALL}"}).has("WARN", "tornado", "no server spans")
+    result = check(files={CONF: f"worker_class = 'tornado'\n{INSTALL}"})
+    assert result.levels() == {"OK"}
+    result.has("OK", "tornado", "WSGI application make server spans", "tornado.web.Application")
     conf = f"worker_class = 'uvicorn_worker.UvicornWorker'\n{INSTALL}"
     check(files={CONF: conf}).has("OK", "UvicornWorker", "lifespan", "'asgi'")
     result = check(files={CONF: f"worker_class = 'no.such.Worker'\n{INSTALL}"})
@@ -190,10 +343,15 @@ def test_another_user_than_the_workers_may_read_other_files(check: Check, tmp_pa
         ("x = 1\nraise ValueError('bad ' * 2)\n", (f"{CONF}:2: ValueError: bad bad",)),
         (f"raise ValueError('{KEY}')\n", (f"{CONF}:1: ValueError: ***",)),
         ("import sys\n\n\nsys.exit('no')\n", (f"{CONF}:4: it calls sys.exit('no')",)),
+        ("import sys\nsys.exit()\n", (f"{CONF}:2: it calls sys.exit(None)",)),
+        ("quit()\n", (f"{CONF}:1: it calls sys.exit(None)",)),
+        ("raise KeyboardInterrupt\n", (f"{CONF}:1: KeyboardInterrupt",)),
+        ("name = input('name? ')\n", (f"{CONF}:1: EOFError",)),
+        ("def f(): f()\nf()\n", (f"{CONF}:2: RecursionError",)),
         ("import no_such_module\n", (f"{CONF}:1: ModuleNotFoundError: No module named 'no_such_module'",)),
         ("workers = 'many'\n", ("workers: ValueError",)),
         ("def post_fork(*args): pass\n", ("post_fork: TypeError", "arity")),
-        ("raw_env = ['nothing']\n", ("RuntimeError: environment setting",)),
+        ("raw_env = ['nothing']\n", ("an item of raw_env", "NAME=value")),
         ("import os\nos._exit(0)\n", ("ends the process",)),
     ],
     ids=lambda value: None if isinstance(value, tuple) else "",
@@ -236,9 +394,44 @@ def test_a_configuration_that_hangs_is_ended(check: Check, monkeypatch: pytest.M
     assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
 
 
+@pytest.mark.parametrize(
+    "conf",
+    ["while True: pass\n", "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: pass\n"],
+    ids=["endless", "deaf"],
+)
+def test_a_configuration_without_end_is_ended(
+    check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, conf: str
+) -> None:
+    monkeypatch.setattr(gunicorn_config, "SECONDS", 2.0)
+    began = time.monotonic()
+    pid = "import os, pathlib\npathlib.Path('pid').write_text(str(os.getpid()))\n"
+    result = check(files={CONF: pid + conf})
+    result.has("FAIL", CONF, "not read within 2 s: it hangs")
+    assert result.status == 1
+    assert time.monotonic() - began < 40
+    assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
+
+
+def test_a_configuration_that_starts_a_thread_without_end_is_read(check: Check, tmp_path: Path) -> None:
+    conf = (
+        "import os, pathlib, threading\npathlib.Path('pid').write_text(str(os.getpid()))\n"
+        f"threading.Thread(target=threading.Event().wait).start()\n{INSTALL}"
+    )
+    assert check(files={CONF: conf}).levels() == {"OK"}
+    assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
+
+
+def test_a_configuration_that_prints_without_measure_is_read(check: Check) -> None:
+    conf = f"import sys\nfor _ in range(100): print('noise ' * 10_000)\nsys.stdout.write('{{}}')\n{INSTALL}"
+    result = check(files={CONF: conf})
+    assert result.levels() == {"OK"}
+    assert "noise" not in result.text
+
+
 def test_what_a_configuration_does_to_its_process_harms_nobody(check: Check, tmp_path: Path) -> None:
     conf = (
-        f"import os, sys\nprint('noise', file=sys.stderr)\nprint('noise')\nos.chdir('/')\nos.environ.clear()\n{INSTALL}"
+        "import os, sys\nprint('noise', file=sys.stderr)\nprint('noise')\nos.chdir('/')\n"
+        f"os.environ['OTEL_SERVICE_NAME'] = 'of-the-file'\n{INSTALL}"
     )
     result = check(files={CONF: conf})
     assert result.levels() == {"OK"}
@@ -258,8 +451,51 @@ def test_gunicorn_that_is_not_installed_is_a_failure(check: Check, monkeypatch: 
     result.has("FAIL", "Gunicorn is not installed", "pip install 'mackerel-otel-server[gunicorn]'")
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_a_failure(check: Check, tmp_path: Path) -> None:
+def test_a_configuration_that_is_no_regular_file_is_a_failure_at_once(check: Check, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / CONF)
+    began = time.monotonic()
+    check().has("FAIL", CONF, "cannot be read: it is no regular file")
+    assert time.monotonic() - began < gunicorn_config.SECONDS
+    (tmp_path / CONF).unlink()
+    (tmp_path / CONF).mkdir()
+    check().has("FAIL", CONF, "cannot be read: it is a folder")
+
+
+@pytest.mark.parametrize("content", [b"\0\0\0", b"name = '\xe9'\n", b"\x7fELF\x02\x01"], ids=ascii)
+def test_a_configuration_that_is_no_text_is_one_failure(check: Check, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / CONF).write_bytes(content)
+    result = check()
+    result.has("FAIL", CONF, "gunicorn --check-config says more")
+    assert "Traceback" not in result.text
+
+
+@pytest.mark.parametrize("named", [CONF, "key", "authority.pem"])
+def test_a_file_without_permission_is_a_failure(tmp_path: Path, named: str) -> None:
     (tmp_path / CONF).write_text(INSTALL)
-    (tmp_path / CONF).chmod(0)
-    check().has("FAIL", CONF, "Permission denied")
+    (tmp_path / "key").write_text(KEY)
+    (tmp_path / "key").chmod(0o600)
+    (tmp_path / "authority.pem").write_bytes(trustme.CA().cert_pem.bytes())
+    env = {
+        "MACKEREL_APIKEY_FILE": "key",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": "authority.pem",
+        "OTEL_SERVICE_NAME": "shop",
+    }
+
+    def failures() -> list[str]:
+        result = subprocess.run(
+            [*WITHOUT_PRIVILEGE, sys.executable, "-m", "mackerel_otel_server", "check", "--json"],
+            cwd=tmp_path,
+            env=clean(os.environ) | env,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert result.stderr == ""
+        return [one["seen"] for one in json.loads(result.stdout)["findings"] if one["level"] == "FAIL"]
+
+    assert failures() == []
+    (tmp_path / named).chmod(0)
+    (seen,) = failures()
+    assert named in seen
+    assert "Permission denied" in seen

@@ -22,6 +22,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from mackerel_otel_server.cli.receiver.receiver import Receiver
 
+HTML = {"Content-Type": "text/html"}
+
 
 @pytest.fixture
 def mackerel() -> Iterator[Receiver]:
@@ -76,8 +78,25 @@ def send_to(check: Check, *steps: Step) -> tuple[Checked, FaultServer]:
         (refused(400, f"what is {KEY}?"), ("'what is ***?'",)),
         (refused(429, "quota exceeded", Retry_After="86400"), ("answered 429", "quota exceeded", "the plan's limits")),
         (refused(429, "slow down"), ("answered 429", "OTEL_TRACES_SAMPLER=parentbased_traceidratio")),
-        (Step(404), ("answered 404", "usually one that ends in /v1/traces")),
-        (Step(302, headers={"Location": "https://login.example/"}), ("answered 302", "redirects are not followed")),
+        (
+            Step(404),
+            ("answered 404", "the whole URL", "in MACKEREL_OTEL_ENDPOINT", "usually one that ends in /v1/traces"),
+        ),
+        (Step(404, b"<html>lost</html>", HTML), ("answered 404", "lost", "the whole URL", "in MACKEREL_OTEL_ENDPOINT")),
+        (Step(405), ("answered 405", "the whole URL", "in MACKEREL_OTEL_ENDPOINT")),
+        (
+            Step(302, headers={"Location": "https://login.example/"}),
+            ("answered 302", "login.example", "redirects are not followed", "in MACKEREL_OTEL_ENDPOINT"),
+        ),
+        (Step(308), ("answered 308", "'nowhere'", "redirects are not followed")),
+        (
+            Step(413, b"<html>large</html>", HTML),
+            ("answered 413", "one span, so smaller batches", "client_max_body_size"),
+        ),
+        *[
+            (step, (f"answered {step.status}", "that takes protobuf", "OTEL_EXPORTER_OTLP_COMPRESSION=none"))
+            for step in (Step(415), Step(415, b"<html>?</html>", HTML), refused(400, "unsupported content-type"))
+        ],
         (refused(503, "maintenance"), ("answered 503", "see its log or status page")),
         (Step(act=never), ("timed out", "may have arrived", "OTEL_EXPORTER_OTLP_TIMEOUT")),
         (Step(act=reset), ("Connection reset", "may have arrived")),
@@ -103,7 +122,16 @@ def test_an_endpoint_that_takes_no_span_is_a_failure_that_says_why(
 def test_an_answer_that_is_no_otlp_is_a_warning(check: Check) -> None:
     result, _ = send_to(check, Step(200, b"<html>log in</html>", {"Content-Type": "text/html"}))
     assert result.status == 0
-    result.has("WARN", "accepted one span", "no OTLP answer", "log in", "URL is one that takes traces")
+    result.has(
+        "WARN", "accepted one span", "no OTLP answer", "log in", "no receiver of traces", "MACKEREL_OTEL_ENDPOINT"
+    )
+
+
+def test_a_cure_names_the_variable_for_a_whole_url(check: Check) -> None:
+    with FaultServer(Step(404)) as server:
+        base = server.url.removesuffix("/v1/traces")
+        result = check("--send", MACKEREL_APIKEY="", OTEL_EXPORTER_OTLP_ENDPOINT=base)
+    result.has("FAIL", "answered 404", "in OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def test_a_closed_port_and_a_name_without_address_are_failures(check: Check) -> None:

@@ -82,7 +82,7 @@ def test_another_module_of_ours_is_not_the_door(check: Check) -> None:
 def test_an_application_that_calls_instrument_needs_no_import_line(check: Check) -> None:
     files = {
         "uwsgi.ini": INI.replace("import", "; import") + "chdir = src\nmodule = shop.wsgi\n",
-        "src/shop/wsgi.py": "import mackerel_otel_server\n",
+        "src/shop/wsgi.py": "import mackerel_otel_server\nmackerel_otel_server.instrument()\n",
     }
     result = check(files=files)
     assert result.levels() == {"OK"}

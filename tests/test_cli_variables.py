@@ -12,9 +12,11 @@ import opentelemetry.instrumentation.environment_variables
 import opentelemetry.sdk.environment_variables
 import opentelemetry.semconv._incubating.attributes as semconv
 import pytest
+import trustme
 
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.cli.inspection.variables import findings, identity, names
+from mackerel_otel_server.pipeline.connection import tls_context
 from mackerel_otel_server.settings import SettingsError, read
 from mackerel_otel_server.settings.catalogue import CATALOGUE, MACKEREL_ENDPOINT
 
@@ -288,6 +290,113 @@ def test_an_endpoint_that_takes_no_spans_is_told_from_its_url(name: str, typed: 
     found = only({"OTEL_SERVICE_NAME": "shop", name: typed})
     assert (found.level, found.cure) == (level, cure)
     assert found.seen.startswith(f"{name}={typed!r} ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "what", "cure"),
+    [
+        ("https://c/?a=b", "a query", f"{TRACES}=https://c/v1/traces?****"),
+        ("https://c?a=b", "a query", f"{TRACES}=https://c/v1/traces?****"),
+        ("https://c/x/?a=b#c", "a query", f"{TRACES}=https://c/x/v1/traces?****"),
+        ("https://c/v1/traces?a=b", "a query", f"{TRACES}=https://c/v1/traces?****"),
+        ("https://c/x#part", "a fragment", f"{TRACES}=https://c/x/v1/traces"),
+    ],
+)
+def test_a_base_url_to_whose_end_nothing_can_be_added_is_a_failure(typed: str, what: str, cure: str) -> None:
+    found = only({"OTEL_SERVICE_NAME": "shop", ENDPOINT: typed})
+    assert (found.level, found.cure) == ("FAIL", f"type the full traces URL: {cure}")
+    assert found.seen.startswith(f"{ENDPOINT}=")
+    assert f"has {what}, and /v1/traces cannot be added" in found.seen
+    assert "a=b" not in str(found)
+
+
+def test_a_full_url_may_have_a_query_which_is_not_shown() -> None:
+    (found,) = [
+        one for one in findings({"OTEL_SERVICE_NAME": "shop", TRACES: "https://c/x?a=b"}) if "sent to" in one.seen
+    ]
+    assert (found.level, found.seen) == ("OK", "spans are sent to https://c/x?****, a Collector, which gets no key")
+    assert read({TRACES: "https://c/x?a=b"}).endpoint == "https://c/x?a=b"
+    doubled = only({"OTEL_SERVICE_NAME": "shop", TRACES: "https://c/v1/traces/v1/traces?a=b"})
+    assert doubled.cure == f"type {TRACES}=https://c/v1/traces?****"
+    bare = only({"OTEL_SERVICE_NAME": "shop", TRACES: "https://c/?a=b"})
+    assert bare.cure == f"type {TRACES}=https://c/v1/traces?****"
+
+
+AUTHORITY = "OTEL_EXPORTER_OTLP_CERTIFICATE"
+CERTIFICATE = "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"
+CLIENT_KEY = "OTEL_EXPORTER_OTLP_CLIENT_KEY"
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an authority, two certificates with their keys, and what is none."""
+    folder = tmp_path_factory.mktemp("pem")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "authority")
+    for name in ("mine", "other"):
+        issued = authority.issue_cert("client")
+        issued.cert_chain_pems[0].write_to_path(folder / f"{name}-certificate")
+        issued.private_key_pem.write_to_path(folder / f"{name}-key")
+        issued.private_key_and_cert_chain_pem.write_to_path(folder / f"{name}-both")
+    (folder / "words").write_text("no certificate\n")
+    (folder / "empty").touch()
+    (folder / "folder").mkdir()
+    (folder / "broken").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {AUTHORITY: "authority"},
+        {CERTIFICATE: "mine-certificate", CLIENT_KEY: "mine-key"},
+        {CERTIFICATE: "mine-both"},
+        {AUTHORITY: "authority", "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE": "authority", CERTIFICATE: "mine-both"},
+    ],
+    ids=str,
+)
+def test_certificates_that_can_be_used_are_well(pem: Path, named: dict[str, str]) -> None:
+    assert wrong({**SOUND, **{name: str(pem / file) for name, file in named.items()}}) == []
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        *[({AUTHORITY: file}, f"{AUTHORITY}=") for file in ("words", "empty", "broken", "mine-key", "folder", "none")],
+        ({"OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE": "words"}, "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE="),
+        *[({CERTIFICATE: file}, f"{CERTIFICATE}=") for file in ("words", "empty", "broken", "folder", "none")],
+        ({CERTIFICATE: "mine-certificate"}, f"without {CLIENT_KEY}"),
+        ({CERTIFICATE: "mine-certificate", CLIENT_KEY: "other-key"}, "no client certificate with its key"),
+        ({CERTIFICATE: "mine-certificate", CLIENT_KEY: "words"}, "no client certificate with its key"),
+        ({CERTIFICATE: "mine-certificate", CLIENT_KEY: "folder"}, f"{CLIENT_KEY}="),
+        ({CERTIFICATE: "mine-certificate", CLIENT_KEY: "none"}, f"{CLIENT_KEY}="),
+    ],
+    ids=str,
+)
+def test_a_certificate_that_cannot_be_used_is_one_failure(pem: Path, named: dict[str, str], words: str) -> None:
+    environ = {**SOUND, **{name: str(pem / file) for name, file in named.items()}}
+    found = only(environ)
+    assert found.level == "FAIL"
+    assert words in found.seen
+    assert "PEM" in found.cure
+    assert "_ssl.c" not in found.seen
+    # So it is: the pipeline opens no connection.
+    with pytest.raises((OSError, ValueError, SettingsError)):
+        tls_context(read(environ))
+
+
+def test_certificates_that_have_no_effect_are_a_warning(pem: Path) -> None:
+    found = only({"OTEL_SERVICE_NAME": "shop", ENDPOINT: "http://c:4318", AUTHORITY: str(pem / "words")})
+    assert (found.level, found.cure) == ("WARN", f"unset it, or type an https URL in {ENDPOINT}")
+    found = only({**SOUND, CLIENT_KEY: str(pem / "mine-key")})
+    assert (found.level, found.seen) == ("WARN", f"{CLIENT_KEY} is set, and no client certificate")
+
+
+def test_a_private_key_that_is_typed_where_its_file_belongs_is_not_shown(pem: Path) -> None:
+    typed = (pem / "mine-key").read_text()
+    found = only({**SOUND, CERTIFICATE: str(pem / "mine-certificate"), CLIENT_KEY: typed})
+    assert found.level == "FAIL"
+    assert "BEGIN" not in str(found)
 
 
 def test_a_cure_of_one_mistake_in_an_endpoint_does_not_keep_the_other() -> None:

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
 
 from mackerel_otel_server import settings as settings_module
+from mackerel_otel_server.cli.cloak import secrets
 from mackerel_otel_server.cli.inspection import (
     configuration,
     gunicorn_config,
@@ -21,6 +21,7 @@ from mackerel_otel_server.cli.inspection import (
     variables,
     versions,
 )
+from mackerel_otel_server.cli.inspection.files import inside
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.cli.inspection.not_read import NotReadError
 from mackerel_otel_server.cli.report import Report, as_json, show
@@ -47,12 +48,22 @@ class _Surroundings:
     environ: dict[str, str]
     folder: str
     application: str | None = None
-    changed: frozenset[str] = frozenset()
-    """The variables that the configuration sets."""
-    set_by: str = ""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Of the variables that the configuration sets: by what."""
     read: list[str] = field(default_factory=list)
     not_read: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    secrets: list[str] = field(default_factory=list, repr=False)
+    """Of a configuration that cannot be read, whose words may show them."""
+
+    def change(self, variables: Mapping[str, str | None], origin: str) -> None:
+        """Take over what the configuration does to variables; None: it removes one."""
+        for name, value in variables.items():
+            if value is None:
+                self.environ.pop(name, None)
+                self.origins.pop(name, None)
+            else:
+                self.environ[name], self.origins[name] = value, origin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,11 +99,11 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.send:
         report = _send(report, effective, around)
-    secrets = _secrets(around.environ, effective) + _secrets(os.environ, None)
+    known = [*secrets(around.environ), *secrets(os.environ), *around.secrets, *_keys(around.environ, effective)]
     if args.json:
-        say(as_json(report, secrets))
+        say(as_json(report, known))
     else:
-        show(report, secrets)
+        show(report, known)
     return 1 if report.failed else 0
 
 
@@ -111,14 +122,15 @@ def _look_around(args: argparse.Namespace, environ: Mapping[str, str]) -> _Surro
     except NotReadError as error:
         around.not_read.append(f"the configuration of {choice.server} ({choice.why})")
         around.findings.append(error.finding)
+        around.secrets += secrets(error.variables)
     return around
 
 
 def _look_at_gunicorn(around: _Surroundings, choice: configuration.Choice) -> None:
     config = gunicorn_config.read(choice.config, around.environ, around.folder)
     around.read.append(f"{config.name}, for Gunicorn ({choice.why})")
-    around.environ |= config.env
-    around.changed, around.set_by = frozenset(config.env), "set by Gunicorn's raw_env"
+    around.change(config.changed, f"set by {config.name}")
+    around.change(config.env, "set by Gunicorn's raw_env")
     around.application = config.application
     around.findings += gunicorn_findings.findings(config, around.environ, around.folder)
     around.folder = config.cwd
@@ -142,8 +154,8 @@ def _look_at_uwsgi(around: _Surroundings, choice: configuration.Choice) -> None:
     around.read += [f"{file}, for uWSGI ({choice.why})" for file in ini.files]
     around.not_read += ini.not_understood
     before, around.environ = around.environ, ini.environment(around.environ)
-    around.changed = frozenset(name for name, value in around.environ.items() if before.get(name) != value)
-    around.set_by = f"set by {ini.files[0]}"
+    changed = [name for name, value in around.environ.items() if before.get(name) != value]
+    around.origins = dict.fromkeys(changed, f"set by {ini.files[0]}")
     around.application = uwsgi_findings.application(ini)
     installed = versions.numbers(versions.uwsgi_version())
     around.findings += uwsgi_findings.findings(ini, around.environ, around.folder, installed)
@@ -162,15 +174,18 @@ def _nothing_found(choice: configuration.Choice) -> Finding:
 
 def _settings(around: _Surroundings) -> tuple[Settings | None, list[Shown], list[Finding]]:
     """Return the settings of the workers if they can be used, as they are shown, and what is wrong with them."""
-    described = describe(around.environ, application=around.application)
+    # A key file or a certificate may have a relative name.
+    with inside(around.folder):
+        described = describe(around.environ, application=around.application)
+        found = variables.findings(around.environ, around.application)
+        effective = None
+        if not described.problems:
+            effective = settings_module.read(around.environ, application=around.application)
     shown = [
-        replace(one, origin=f"{one.origin}, {around.set_by}") if one.origin in around.changed else one
+        replace(one, origin=f"{one.origin}, {around.origins[one.origin]}") if one.origin in around.origins else one
         for one in described.settings
     ]
-    found = variables.findings(around.environ, around.application)
-    if described.problems:
-        return None, shown, found
-    return settings_module.read(around.environ, application=around.application), shown, found
+    return effective, shown, found
 
 
 def _send(report: Report, effective: Settings | None, around: _Surroundings) -> Report:
@@ -179,6 +194,11 @@ def _send(report: Report, effective: Settings | None, around: _Surroundings) -> 
         found = [Finding("FAIL", "no span was sent: OTEL_SDK_DISABLED is true", "nothing is traced", "unset it")]
     elif effective is None:
         found = [Finding("FAIL", "no span was sent: the settings have errors", "nothing is traced", "correct them")]
+    elif not os.access(around.folder, os.X_OK):
+        cure = "make that folder, or correct chdir"
+        found = [
+            Finding("FAIL", f"no span was sent: {around.folder} cannot be entered", "the server cannot start", cure)
+        ]
     else:
         sent, found = sending.send(effective, around.environ, around.application, around.folder)
     return replace(report, findings=[*report.findings, *found], sent=sent)
@@ -187,10 +207,3 @@ def _send(report: Report, effective: Settings | None, around: _Surroundings) -> 
 def _keys(environ: Mapping[str, str], effective: Settings | None) -> list[str]:
     given = [environ.get(name, "").strip() for name in gunicorn_findings.KEY_VARIABLES]
     return [key for key in (*given, effective.api_key if effective else None) if key]
-
-
-def _secrets(environ: Mapping[str, str], effective: Settings | None) -> list[str]:
-    """Return what no line may show, should it come by another way."""
-    headers = ",".join(environ.get(f"OTEL_EXPORTER_OTLP_{part}HEADERS", "") for part in ("", "TRACES_"))
-    values = [item.partition("=")[2].strip() for item in headers.split(",")]
-    return [*_keys(environ, effective), *values, *map(unquote, values)]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # More than a demo ever logs; a server that writes without end is cut.
 _MOST_LINES = 2000
+_LONGEST_LINE = 8192
 _TERM_SECONDS = 10.0
 _REST_SECONDS = 2.0
 
@@ -90,5 +91,5 @@ class Child:
 
     def _read(self, pipe: IO[str]) -> None:
         with pipe:
-            for line in pipe:
+            while line := pipe.readline(_LONGEST_LINE):
                 self._lines.append(line.rstrip())

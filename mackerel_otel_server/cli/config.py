@@ -10,6 +10,7 @@ import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mackerel_otel_server.cli.cloak import cloaked, secrets
 from mackerel_otel_server.cli.text import complain, printable, say
 from mackerel_otel_server.settings.catalogue import CATALOGUE
 from mackerel_otel_server.settings.origins import describe
@@ -34,14 +35,14 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 when a value cannot be understood.
     """
-    description = describe(os.environ)
+    description, known = describe(os.environ), secrets(os.environ)
     if args.json:
-        print(json.dumps(as_json(description), indent=2))
+        print(json.dumps(cloaked(as_json(description), known), indent=2))
     else:
         for line in lines(description.settings, columns()):
-            say(line)
+            say(cloaked(line, known))
         for sentence in (*description.warnings, *description.problems):
-            complain(printable(sentence))
+            complain(printable(cloaked(sentence, known)))
     return 1 if description.problems else 0
 
 

@@ -8,9 +8,10 @@ import sys
 import textwrap
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from mackerel_otel_server.cli import config
+from mackerel_otel_server.cli.cloak import cloaked
 from mackerel_otel_server.cli.style import paint
 from mackerel_otel_server.cli.text import counted, printable, say, stdout_encoding
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _ORDER: Final = ("FAIL", "WARN", "OK")
 _COLOURS: Final = {"FAIL": ("bold", "red"), "WARN": ("bold", "yellow"), "OK": ("green",)}
 _NARROW: Final = 40
-_SHORTEST_SECRET: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,14 @@ def as_json(report: Report, secrets: Sequence[str]) -> str:
     data = asdict(report)
     if report.sent is None:
         del data["sent"]
-    return json.dumps(_cloaked(data, secrets), indent=2)
+    return json.dumps(cloaked(data, secrets), indent=2)
 
 
 def show(report: Report, secrets: Sequence[str]) -> None:
     """Print the report as wide as the terminal is, and in a pipe without breaking lines."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for line, styles in _lines(report, width):
-        say(paint(printable(_cloak(line, secrets)), *styles))
+        say(paint(printable(cloaked(line, secrets)), *styles))
 
 
 def _lines(report: Report, width: int) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -126,19 +126,3 @@ def _conclusion(report: Report) -> str:
     if levels["WARN"]:
         return f"It works as far as can be seen, with {warnings}: see above what to type."
     return "All is well: this server is ready to be traced."
-
-
-def _cloaked(data: Any, secrets: Sequence[str]) -> Any:
-    if isinstance(data, str):
-        return _cloak(data, secrets)
-    if isinstance(data, dict):
-        return {name: _cloaked(value, secrets) for name, value in data.items()}
-    return [_cloaked(value, secrets) for value in data] if isinstance(data, list | tuple) else data
-
-
-def _cloak(text: str, secrets: Sequence[str]) -> str:
-    """Replace secrets that have come in by another way, such as the words of an exception."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, "***")
-    return text

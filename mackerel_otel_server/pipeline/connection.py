@@ -132,7 +132,7 @@ class Connection:
     def _start_tls(self, stream: _Stream) -> None:
         if self._context is None:
             try:
-                self._context = _tls_context(self._settings)
+                self._context = tls_context(self._settings)
             except (OSError, ValueError) as error:
                 raise Fault(Cause.TLS, f"the certificate files cannot be used: {error}", again=False) from None
         stream.start_tls(self._context, self._host)
@@ -324,7 +324,12 @@ def _body(response: http.client.HTTPResponse, stream: _Stream) -> tuple[bytes, b
     return b"".join(parts), whole
 
 
-def _tls_context(settings: Settings) -> ssl.SSLContext:
+def tls_context(settings: Settings) -> ssl.SSLContext:
+    """Read the certificates.
+
+    Raises:
+        OSError, ValueError: They cannot be used.
+    """
     authorities = settings.certificate
     paths = ssl.get_default_verify_paths()
     if not authorities and not (paths.cafile or paths.capath):

@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from mackerel_otel_server.settings import catalogue
 from mackerel_otel_server.settings.api_key import read_api_key
-from mackerel_otel_server.settings.urls import is_loopback, is_mackerel, without_credentials
+from mackerel_otel_server.settings.urls import is_loopback, is_mackerel, with_path, without_credentials
 
 if TYPE_CHECKING:
     from mackerel_otel_server.settings.reader import Reader
@@ -59,7 +59,9 @@ def _checked(source: Reader, name: str, endpoint: str) -> SplitResult | None:
         parts = urlsplit(endpoint)
         parts.port  # noqa: B018 - raises for a port that is no number
     except ValueError as error:
-        source.problem(name, f"{name}={shown!r} is not a URL ({error}); type {name}=http://localhost:4318{path}")
+        # Its words may hold a part of a password.
+        reason = "" if "@" in endpoint or "%40" in endpoint else f" ({error})"
+        source.problem(name, f"{name}={shown!r} is not a URL{reason}; type {name}=http://localhost:4318{path}")
         return None
     if "://" not in endpoint:
         source.problem(name, f"{name}={shown!r} has no scheme; type {name}=http://{shown} or https://{shown}")
@@ -68,5 +70,12 @@ def _checked(source: Reader, name: str, endpoint: str) -> SplitResult | None:
         source.problem(name, f"{name}={shown!r} is not an http or https URL; type {name}=http://localhost:4318{path}")
         return None
     if name == _MACKEREL and parts.path in ("", "/"):
-        source.problem(name, f"{name}={shown!r} has no path; type the full traces URL: {shown.rstrip('/')}/v1/traces")
+        source.problem(name, f"{name}={shown!r} has no path; type the full traces URL: {with_path(shown, path)}")
+    if name == _ALL_SIGNALS and (parts.query or parts.fragment):
+        what = "a query" if parts.query else "a fragment"
+        source.problem(
+            name,
+            f"{name}={shown!r} has {what}, and /v1/traces cannot be added to its end; type the full traces URL: "
+            f"{_TRACES}={shown if parts.path.rstrip('/').endswith('/v1/traces') else with_path(shown, '/v1/traces')}",
+        )
     return parts

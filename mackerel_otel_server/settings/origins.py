@@ -10,17 +10,16 @@ from mackerel_otel_server.settings import catalogue as c
 from mackerel_otel_server.settings.api_key import may_be_key
 from mackerel_otel_server.settings.destination import API_KEY_HEADER
 from mackerel_otel_server.settings.identity import guessed_name
-from mackerel_otel_server.settings.reader import Reader
-from mackerel_otel_server.settings.urls import without_credentials
+from mackerel_otel_server.settings.reader import PEM, Reader
+from mackerel_otel_server.settings.urls import CLOAK, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 DEFAULT: Final = "default"
 INSTRUMENT: Final = "instrument()"
-CLOAK: Final = "****"
-"""A secret of any length."""
 _NOT_USED: Final = " (not used)"
+_URLS: Final = (c.ENDPOINT, c.HTTPS_PROXY, c.HTTP_PROXY)
 # What the SDK takes where a limit is not set.
 # https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/#attribute-limits
 _GENERAL_LIMITS: Final = {
@@ -94,8 +93,14 @@ def _shown(variable: c.Variable, source: Reader, settings: Settings) -> tuple[st
     if not typed:
         return _unset(variable, source, settings)
     if name in source.wrong:
-        return (CLOAK if variable.secret else _without_credentials(typed)), name
+        return _shown_wrong(variable, typed), name
     return _effective(variable, typed, source, settings), name
+
+
+def _shown_wrong(variable: c.Variable, typed: str) -> str:
+    if variable.secret or PEM in typed:
+        return CLOAK
+    return without_credentials(typed) if variable in _URLS else typed
 
 
 def _unset(variable: c.Variable, source: Reader, settings: Settings) -> tuple[str, str]:
@@ -113,10 +118,10 @@ def _effective(variable: c.Variable, typed: str, source: Reader, settings: Setti
     if variable is c.HEADERS:
         return ",".join(f"{name}={CLOAK}" for name in source.pairs(variable))
     if variable is c.ENDPOINT:
-        return _without_credentials(settings.endpoint or typed + _NOT_USED)
+        return without_credentials(settings.endpoint) or without_credentials(typed) + _NOT_USED
     if variable in (c.HTTPS_PROXY, c.HTTP_PROXY):
         used = settings.proxy and variable is (c.HTTPS_PROXY if settings.endpoint[:5] == "https" else c.HTTP_PROXY)
-        return _without_credentials(str(settings.proxy) if used else typed + _NOT_USED)
+        return without_credentials(str(settings.proxy)) if used else without_credentials(typed) + _NOT_USED
     if variable is c.EXPORT_TIMEOUT or (variable is c.SAMPLER_ARG and not settings.sampler.endswith("traceidratio")):
         return typed + _NOT_USED
     values = {
@@ -129,12 +134,6 @@ def _effective(variable: c.Variable, typed: str, source: Reader, settings: Setti
         c.SDK_DISABLED: typed.lower(),
     }
     return values.get(variable, typed)
-
-
-def _without_credentials(url: str) -> str:
-    shown = without_credentials(url)
-    # A password that holds a slash, say.
-    return CLOAK if "@" in shown else shown
 
 
 def _api_key(source: Reader, settings: Settings) -> tuple[str, str]:

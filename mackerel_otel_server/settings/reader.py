@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _LARGEST: Final = 10**9
 """Of any number: what is larger, or infinite, is a mistake, and more than a thread can wait."""
+PEM: Final = "-----BEGIN"
 # RFC 9110, 5.1 and 5.5.
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
@@ -59,8 +60,8 @@ class Reader:
     def _text(self, name: str, *, secret: bool) -> str:
         value = self._environ.get(name, "").strip()
         if not _is_text(value):
-            # A URL may hold a password.
-            shown = name if secret or "@" in value else f"{name}={value!r}"
+            # A URL may hold a password, or a key in its query.
+            shown = name if secret or any(mark in value for mark in "@?") else f"{name}={value!r}"
             self.problem(name, f"{shown} is not UTF-8 text; type it again")
             return ""
         return value
@@ -135,10 +136,11 @@ class Reader:
         try:
             with Path(value).open("rb"):
                 return value
-        except OSError as error:
-            self.problem(
-                name, f"{name}={value!r} cannot be read ({error.strerror}); name a PEM file that this user may read"
-            )
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "that is no name of a file"
+            # Not a file's name but what it should hold, such as a private key.
+            shown = name if PEM in value else f"{name}={value!r}"
+            self.problem(name, f"{shown} cannot be read ({reason}); name a PEM file that this user may read")
             return None
 
     def pairs(self, variable: Variable) -> dict[str, str]:

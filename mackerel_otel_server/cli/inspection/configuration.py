@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from mackerel_otel_server.cli.inspection import files
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Server = Literal["gunicorn", "uwsgi"]
 _SECTION: Final = re.compile(r"^\s*\[uwsgi\]", re.MULTILINE)
 _OF_UWSGI: Final = (".ini", ".yaml", ".yml", ".xml", ".json")
-_LARGEST: Final = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,15 @@ def _for_gunicorn(folder: str, environ: Mapping[str, str]) -> Choice | None:
 
 
 def _for_uwsgi(server: Server | None, folder: str) -> Choice:
-    files = [file.name for file in sorted(Path(folder).glob("*.ini")) if _has_section(file)]
-    usual = [name for name in ("mackerel_otel_server.ini", "uwsgi.ini") if name in files]
-    if len(files) == 1 or usual:
-        file = (usual or files)[0]
-        others = ", ".join(name for name in files if name != file)
+    found = [file.name for file in sorted(Path(folder).glob("*.ini")) if _has_section(file)]
+    usual = [name for name in ("mackerel_otel_server.ini", "uwsgi.ini") if name in found]
+    if len(found) == 1 or usual:
+        file = (usual or found)[0]
+        others = ", ".join(name for name in found if name != file)
         return Choice(
             "uwsgi", file, f"{file} is here" + (f"; {others} too, which --config FILE chooses" * bool(others))
         )
-    return Choice(server, None, f"--config FILE chooses one of {', '.join(files)}" if files else "")
+    return Choice(server, None, f"--config FILE chooses one of {', '.join(found)}" if found else "")
 
 
 def _names_config(arguments: str) -> bool:
@@ -86,9 +87,4 @@ def _is_of_uwsgi(folder: str, config: str) -> bool:
 
 
 def _has_section(file: Path) -> bool:
-    try:
-        if not file.is_file() or file.stat().st_size > _LARGEST:
-            return False
-        return _SECTION.search(file.read_text(encoding="utf-8", errors="replace")) is not None
-    except OSError:
-        return False
+    return _SECTION.search(files.text_or_nothing(file)) is not None

@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mackerel_otel_server.cli.inspection import probe
+from mackerel_otel_server.cli.inspection import files, probe
 from mackerel_otel_server.cli.inspection.not_read import NotReadError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_UNKNOWN: Final = "Gunicorn's configuration"
 SECONDS: Final = 15.0
 """After which a configuration hangs; Gunicorn itself would wait for ever."""
 
@@ -23,16 +24,23 @@ class GunicornConfig:
 
     read_from: list[str]
     """The file or module; none where Gunicorn has only its defaults and ``GUNICORN_CMD_ARGS``."""
+    files: list[str]
+    """Their full names."""
     application: str | None
+    changed: dict[str, str | None] = field(repr=False)
+    """What it has done to the variables while it was loaded: the new value, None for one that it has removed."""
     env: dict[str, str] = field(repr=False)
     """``raw_env``: variables that the workers get."""
     settings: dict[str, Any]
     cwd: str
+    """``chdir``, where the workers are."""
     early: list[str]
     """Modules that it has imported and that gevent has to patch first."""
     patched: bool
     """It has called gevent's patches itself."""
     imports_ours: bool
+    instruments: bool
+    """It has called ``instrument()`` while it was loaded."""
     provider: str | None
     """The class of the tracer provider that it has set."""
     hooks: list[str]
@@ -44,6 +52,11 @@ class GunicornConfig:
     classes: list[str]
     """The worker class and those it is made of."""
     worker_error: str | None
+
+    @property
+    def roots(self) -> list[str]:
+        """Where modules are looked for beside the working directory."""
+        return [str(Path(self.cwd, folder)) for folder in str(self.settings["pythonpath"] or "").split(",") if folder]
 
     @property
     def name(self) -> str:
@@ -72,6 +85,11 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
             "pip install 'mackerel-otel-server[gunicorn]', or run this command with the server's own Python",
             "nothing is known about the server",
         )
+    what = location or _found_by_itself(environ, folder)
+    is_file = what != _UNKNOWN and not what.startswith("python:")
+    # Before Gunicorn itself waits for a pipe.
+    if is_file and (words := files.problem(Path(folder, what.removeprefix("file:")))):
+        raise _not_there(what, words)
     answer = probe.ask(
         "mackerel_otel_server.cli.inspection.gunicorn_probe",
         "load",
@@ -81,7 +99,6 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
         seconds=SECONDS,
         doing="reading Gunicorn's configuration",
     )
-    what = location or _found_by_itself(environ, folder)
     if isinstance(answer, probe.Silence):
         if answer.seconds is None:
             raise NotReadError(f"{what} ends the process that reads it", "remove what calls os._exit or kills it")
@@ -90,28 +107,42 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
             "look for what waits in it, such as a connection that nobody answers",
         )
     if error := answer.get("error"):
-        raise _refusal(what, error, location)
+        raise _refusal(what, error, location, folder)
     return GunicornConfig(**{field.name: answer[field.name] for field in fields(GunicornConfig)})
 
 
 def _found_by_itself(environ: Mapping[str, str], folder: str) -> str:
     default = "gunicorn.conf.py"
     alone = not environ.get("GUNICORN_CMD_ARGS") and Path(folder, default).exists()
-    return default if alone else "Gunicorn's configuration"
+    return default if alone else _UNKNOWN
 
 
-def _refusal(what: str, error: Mapping[str, Any], location: str | None) -> NotReadError:
+def _not_there(what: str, words: str) -> NotReadError:
+    return NotReadError(
+        f"{what} cannot be read: {words}",
+        "name a file that exists and may be read: mackerel-otel-server check --config FILE",
+    )
+
+
+def _refusal(what: str, error: Mapping[str, Any], location: str | None, folder: str) -> NotReadError:
     kind, words = error["kind"], error["words"]
+    if kind == "chdir":
+        return NotReadError(
+            f"{what}: chdir leads to no folder that can be entered ({words})",
+            f"make that folder, or correct chdir; a relative one begins at {folder}",
+        )
+    if kind == "raw_env":
+        return NotReadError(
+            f"{what}: an item of raw_env or -e is not of the form NAME=value (it is not shown, it may be a secret)",
+            "type raw_env = ['NAME=value']",
+        )
     if kind == "arguments":
         return NotReadError(
             "GUNICORN_CMD_ARGS holds options that Gunicorn does not know", "gunicorn --help lists those it knows"
         )
     missing = "doesn't exist" in words or kind in ("FileNotFoundError", "IsADirectoryError", "PermissionError")
     if missing and error["file"] is None:
-        return NotReadError(
-            f"{what} cannot be read: {words.partition(': ')[2] or words}",
-            "name a file that exists and may be read: mackerel-otel-server check --config FILE",
-        )
+        return _not_there(what, words.partition(": ")[2] or words)
     if kind == "ModuleNotFoundError" and what.startswith("python:") and error["file"] is None:
         return NotReadError(
             f"{what}: {words}",
@@ -119,4 +150,4 @@ def _refusal(what: str, error: Mapping[str, Any], location: str | None) -> NotRe
         )
     place = f"{error['file']}:{error['line']}" if error["file"] else what
     command = "gunicorn --check-config" + (f" -c {location}" if location else "")
-    return NotReadError(f"{place}: {words}", f"correct it; {command} says more")
+    return NotReadError(f"{place}: {words}", f"correct it; {command} says more", variables=error["variables"])

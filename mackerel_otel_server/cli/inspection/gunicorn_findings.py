@@ -7,8 +7,10 @@ import pwd
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli.inspection import applications
+from mackerel_otel_server.cli.inspection import applications, doors
+from mackerel_otel_server.cli.inspection.files import text_or_nothing
 from mackerel_otel_server.cli.inspection.findings import Finding
+from mackerel_otel_server.settings import catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,8 +26,18 @@ _WITHOUT: Final = {
     "worker_abort": "a request that Gunicorn kills at its timeout may not arrive",
     "worker_exit": "what a leaving worker has queued may be lost",
 }
+_KNOWN: Final = frozenset(name for variable in catalogue.CATALOGUE for name in variable.names)
 KEY_VARIABLES: Final = ("MACKEREL_APIKEY", "MACKEREL_API_KEY")
-FILE_VARIABLES: Final = ("MACKEREL_APIKEY_FILE", "OTEL_EXPORTER_OTLP_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_KEY")
+FILE_VARIABLES: Final = tuple(
+    name
+    for variable in (
+        catalogue.API_KEY_FILE,
+        catalogue.CERTIFICATE,
+        catalogue.CLIENT_KEY,
+        catalogue.CLIENT_CERTIFICATE,
+    )
+    for name in variable.names
+)
 
 
 def findings(config: GunicornConfig, environ: Mapping[str, str], folder: str) -> list[Finding]:
@@ -37,18 +49,19 @@ def findings(config: GunicornConfig, environ: Mapping[str, str], folder: str) ->
         folder: The working directory of the server.
     """
     return [
-        *_hooks(config),
+        *_hooks(config, environ),
         *_ignored(config, folder),
         *_worker_class(config),
         *_gevent(config),
         *_key(config),
         *_shutdown(config, environ),
+        *_removed(config),
         *_provider(config),
         *user(config.settings["user"], environ),
     ]
 
 
-def _hooks(config: GunicornConfig) -> Iterator[Finding]:
+def _hooks(config: GunicornConfig, environ: Mapping[str, str]) -> Iterator[Finding]:
     if not config.missing:
         yield Finding("OK", f"{config.name} installs the hooks of this package")
         return
@@ -62,16 +75,29 @@ def _hooks(config: GunicornConfig) -> Iterator[Finding]:
             "move these two lines to the end of the file, where they keep the hooks above them:" + _TWO_LINES,
         )
         return
-    file = applications.file_with_door(config.cwd, config.application)
-    if config.imports_ours:
+    roots = [*config.roots, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
+    file = applications.file_with_door(config.cwd, config.application, roots, uwsgi=False)
+    in_hook = None if config.instruments else doors.find(map(Path, config.files), [config.cwd, *roots])
+    if file is not None:
+        yield Finding("OK", f"{config.name} has no hooks of this package, and {file} uses it")
+    elif in_hook is not None:
+        whose = "one of its own hooks" if str(in_hook) in config.files else str(in_hook)
+        yield Finding("OK", f"{config.name} has no hooks of this package, and instrument() is called in {whose}")
+    elif config.imports_ours:
         yield Finding(
             "FAIL",
             f"{config.name} imports mackerel_otel_server.gunicorn and has none of its hooks",
             "no request is traced",
             "end that file with these two lines:" + _TWO_LINES,
         )
-    elif file is not None:
-        yield Finding("OK", f"{config.name} has no hooks of this package, and {file} uses it")
+    elif config.instruments:
+        yield Finding(
+            "WARN",
+            f"{config.name} calls instrument() while Gunicorn reads it",
+            "tracing starts with the first request of an application of a known framework, under a name that is "
+            "guessed unless OTEL_SERVICE_NAME is set; any other application makes no server spans",
+            "remove that call, and end the file with these two lines:" + _TWO_LINES,
+        )
     elif not config.read_from:
         yield Finding(
             "WARN",
@@ -118,10 +144,9 @@ def _worker_class(config: GunicornConfig) -> Iterator[Finding]:
         )
     elif config.is_worker("gunicorn.workers.gtornado"):
         yield Finding(
-            "WARN",
-            f"the worker class is {name}",
-            "requests to Tornado applications make no server spans; spans of the application's own code are sent",
-            "for a WSGI application take another class, such as worker_class = 'gthread'",
+            "OK",
+            f"the worker class is {name}: requests to a WSGI application make server spans",
+            "those to a tornado.web.Application, which is none, do not; spans of its own code are sent",
         )
     elif config.is_worker("uvicorn", "uvicorn_worker"):
         yield Finding(
@@ -191,24 +216,28 @@ def shutdown_timeout(environ: Mapping[str, str]) -> float | None:
         return None
 
 
-def _provider(config: GunicornConfig) -> Iterator[Finding]:
-    for given in config.read_from:
-        file = Path(given.removeprefix("file:"))
-        if config.provider is None and ("python:" in given or "set_tracer_provider" not in _text(file)):
-            continue
+def _removed(config: GunicornConfig) -> Iterator[Finding]:
+    names = [name for name, value in config.changed.items() if value is None and name in _KNOWN]
+    if names:
         yield Finding(
-            "FAIL",
-            f"{given} sets a tracer provider itself" + (f" ({config.provider})" if config.provider else ""),
-            "this package stays off where another provider is set",
-            "remove those lines: this package sets a provider in each worker",
+            "WARN",
+            f"{config.name} removes {', '.join(names)} from the environment",
+            "the workers do not get what is set there",
+            "remove the lines that do so, or set it elsewhere if that is what they are for",
         )
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+def _provider(config: GunicornConfig) -> Iterator[Finding]:
+    if config.provider is None and not any(
+        "set_tracer_provider" in text_or_nothing(Path(file)) for file in config.files
+    ):
+        return
+    yield Finding(
+        "FAIL",
+        f"{config.name} sets a tracer provider itself" + (f" ({config.provider})" if config.provider else ""),
+        "this package stays off where another provider is set",
+        "remove those lines: this package sets a provider in each worker",
+    )
 
 
 def user(wanted: int | str | None, environ: Mapping[str, str]) -> Iterator[Finding]:

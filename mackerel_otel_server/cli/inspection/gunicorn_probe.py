@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 _EARLY: Final = ("ssl", "requests", "urllib3")
 """What gevent must patch before it is imported."""
-_SETTINGS: Final = ("workers", "threads", "timeout", "graceful_timeout", "preload_app", "chdir", "wsgi_app", "user")
+_SETTINGS: Final = (
+    "workers",
+    "threads",
+    "timeout",
+    "graceful_timeout",
+    "preload_app",
+    "wsgi_app",
+    "user",
+    "pythonpath",
+)
 
 
 def load(location: str | None) -> dict[str, Any]:
@@ -45,15 +57,16 @@ def load(location: str | None) -> dict[str, Any]:
         def load(self) -> None:
             """Load nothing: an application may do anything."""
 
+    environ = dict(os.environ)
     sys.argv = ["gunicorn"] if location is None else ["gunicorn", "-c", location]
     sys.dont_write_bytecode = True
     before = set(sys.modules)
     probe = None
     try:
         probe = Probe()
-        return _report(probe, before)
+        return {**_report(probe, before), "changed": _changed(environ)}
     except BaseException as error:
-        return {"error": _explain(error, location)}
+        return {"error": {**_explain(error, location), "variables": _variables()}}
 
 
 def _report(probe: Any, before: set[str]) -> dict[str, Any]:
@@ -64,6 +77,7 @@ def _report(probe: Any, before: set[str]) -> dict[str, Any]:
         patched = bool(monkey.is_module_patched("ssl"))
     return {
         "read_from": list(probe.read_from),
+        "files": _files(probe.read_from),
         "application": probe.app_uri or cfg.wsgi_app,
         "env": cfg.env,
         "settings": {name: _plain(cfg.settings[name].get()) for name in _SETTINGS},
@@ -71,11 +85,40 @@ def _report(probe: Any, before: set[str]) -> dict[str, Any]:
         "early": [] if patched else early,
         "patched": patched,
         "imports_ours": "mackerel_otel_server.gunicorn" in sys.modules,
+        # Nobody else imports it.
+        "instruments": "mackerel_otel_server.hosts" in sys.modules,
         "provider": _provider(),
         **_hooks(cfg),
         # Last: it imports gevent, tornado …
         **_worker_class(cfg),
     }
+
+
+def _changed(before: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables that are another now, with None for those that are gone."""
+    from mackerel_otel_server.settings.catalogue import SEMCONV
+
+    names = sorted(name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name))
+    # The doors of this package set their default when they are imported.
+    ours = [SEMCONV.name] if os.environ.get(SEMCONV.name) == SEMCONV.default and not before.get(SEMCONV.name) else []
+    return {name: os.environ.get(name) for name in names if name not in ours}
+
+
+def _variables() -> dict[str, str]:
+    """Return the variables that are set where the configuration stopped: the words of its error may hold a secret."""
+    raw = getattr(sys.modules.get("__config__"), "raw_env", ())
+    items = [item.partition("=") for item in raw if isinstance(item, str)] if isinstance(raw, list | tuple) else []
+    return {**os.environ, **{name: value for name, _, value in items}}
+
+
+def _files(read_from: Iterable[str]) -> list[str]:
+    """Return the files that the configuration was loaded from."""
+    found = []
+    for location in read_from:
+        module = sys.modules.get(location.removeprefix("python:") if location.startswith("python:") else "__config__")
+        if file := getattr(module, "__file__", None):
+            found.append(os.path.abspath(file))  # noqa: PTH100
+    return found
 
 
 def _hooks(cfg: Any) -> dict[str, Any]:
@@ -105,7 +148,9 @@ def _provider() -> str | None:
     """Return the tracer provider that the configuration has set."""
     trace = sys.modules.get("opentelemetry.trace")
     provider = getattr(trace, "_TRACER_PROVIDER", None)
-    return None if provider is None else f"{type(provider).__module__}.{type(provider).__qualname__}"
+    name = f"{type(provider).__module__}.{type(provider).__qualname__}"
+    # Ours is what instrument() sets.
+    return None if provider is None or name.startswith("mackerel_otel_server.") else name
 
 
 def _plain(value: Any) -> Any:
@@ -122,6 +167,11 @@ def _explain(error: BaseException, location: str | None) -> dict[str, Any]:
             return _explain(error.__context__, location)
         if last.endswith("argparse.py"):
             return {"kind": "arguments", "words": "", "file": None, "line": None}
+    if frames and f"{os.sep}gunicorn{os.sep}" in frames[-1].filename:
+        if frames[-1].name in ("chdir", "validate_chdir"):
+            return {"kind": "chdir", "words": _words(error), "file": None, "line": None}
+        if frames[-1].name == "env":
+            return {"kind": "raw_env", "words": "", "file": None, "line": None}
     file, line = _place(error, frames)
     words = f"it calls sys.exit({error.code!r})" if isinstance(error, SystemExit) else _words(error)
     if setting := _setting(error):

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mackerel_otel_server.cli.inspection import files
 from mackerel_otel_server.cli.inspection.findings import Finding
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _python_path(environ: Mapping[str, str]) -> Iterator[Finding]:
         entries.setdefault(str(Path(file).parent), "this process was started with")
     entries.pop("", None)
     for entry, seen in entries.items():
-        text = _text(Path(entry, "sitecustomize.py"))
+        text = files.text_or_nothing(Path(entry, "sitecustomize.py"))
         name = next((name for folder, name in _STARTERS.items() if folder in entry.replace(os.sep, "/")), None)
         if name is None and not any(word in text for word in ("ddtrace", "newrelic", "opentelemetry")):
             continue
@@ -89,10 +90,3 @@ def _by_variables(environ: Mapping[str, str]) -> Iterator[Finding]:
             "where the server is started with it, this package stays off",
             f"start the server without it, and unset {' '.join(variables)}",
         )
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _TICK: Final = 0.02
+_ENDING_SECONDS: Final = 1.0
+"""For a child that has answered; then it is ended."""
 _SILENT_SECONDS: Final = 0.5
 """Whoever waits for longer is told what for."""
 # Not `-m`, nor a file: neither the working directory nor this package's folder may shadow what is installed.
 _SCRIPT: Final = """\
 import sys
 sys.path[:] = [entry for entry in sys.path if entry]
-import importlib, json
+import importlib, json, os
 module, function, arguments, target = sys.argv[1:]
 result = getattr(importlib.import_module(module), function)(**json.loads(arguments))
-with open(target, "w", encoding="utf-8") as file:
+with open(target + ".part", "w", encoding="utf-8") as file:
     json.dump(result, file)
+os.replace(target + ".part", target)
 """
 
 
@@ -66,11 +69,15 @@ def ask(  # noqa: PLR0913 - keywords, each of its own
         command = [sys.executable, "-c", _SCRIPT, module, function, json.dumps(arguments), str(target)]
         with Child(command, env=env, cwd=cwd) as child, _Progress(doing) as progress:
             deadline = time.monotonic() + seconds
-            while child.running() and time.monotonic() < deadline:
+            while child.running() and not target.is_file() and time.monotonic() < deadline:
                 time.sleep(_TICK)
                 progress.tick()
             hangs = child.running()
-        if not hangs and target.is_file():
+            # A thread that the function has started may keep the child alive for ever.
+            ending = time.monotonic() + _ENDING_SECONDS
+            while child.running() and target.is_file() and time.monotonic() < ending:
+                time.sleep(_TICK)
+        if target.is_file():
             answer: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
             return answer
         return Silence(seconds if hangs else None)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.cli.inspection import probe
 from mackerel_otel_server.cli.inspection.findings import Finding
+from mackerel_otel_server.settings import catalogue
+from mackerel_otel_server.settings.reader import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +24,18 @@ _SPARE_SECONDS: Final = 5.0
 """For the child to start, and for a name server beyond the exporter's own limit."""
 _FAR_OFF: Final = 30.0
 """Seconds between the clocks, from which on spans stand in the wrong place."""
+
+_CURES: Final = {
+    "NOT_PROTOBUF": "give the URL of a receiver of OTLP over HTTP that takes protobuf in {endpoint}, such as a "
+    "Collector's http://host:4318/v1/traces; if it is compressed bodies that it does not take, type {compression}=none",
+    "TOO_LARGE": "this was one span, so smaller batches do not help: raise the limit for a request's body of what "
+    "stands before the receiver (nginx: client_max_body_size), or give another URL in {endpoint}",
+    "NOT_FOUND": "give the whole URL that takes traces in {endpoint}, usually one that ends in /v1/traces",
+    "REDIRECT": "redirects are not followed, which could lead the key elsewhere: give the URL that takes the traces "
+    "itself in {endpoint}, with https and the path",
+    "NOT_OTLP": "what answered is no receiver of traces: give the whole URL of one in {endpoint}, usually one that "
+    "ends in /v1/traces",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ def send(
     if isinstance(answer, probe.Silence):
         return None, [_no_answer(settings, answer)]
     sent = Sent(answer["trace_id"], answer["accepted"], answer["milliseconds"], settings.shown_endpoint)
-    return sent, [_explain(sent, answer), *_clock(answer), *_sampler(settings)]
+    return sent, [_explain(sent, answer, _variable(environ)), *_clock(answer), *_sampler(settings)]
 
 
 def send_here(application: str | None) -> dict[str, Any]:
@@ -120,14 +134,24 @@ def _no_answer(settings: Settings, silence: probe.Silence) -> Finding:
     )
 
 
-def _explain(sent: Sent, answer: Mapping[str, Any]) -> Finding:
+def _explain(sent: Sent, answer: Mapping[str, Any], variable: str) -> Finding:
     follows, _, cure = answer["tail"].partition("; ")
+    # The pipeline's own words are for batches, and do not know what was typed.
+    if own := _CURES.get(answer["cause"]):
+        cure = own.format(endpoint=variable, compression=catalogue.COMPRESSION.names[-1])
     if not sent.accepted:
         return Finding("FAIL", f"the endpoint takes no spans: {answer['seen']}", follows, cure)
     where = f"{sent.endpoint} accepted one span in {sent.milliseconds} ms"
     if answer["cause"]:
         return Finding("WARN", f"{where}, and {answer['seen']}", follows, cure)
     return Finding("OK", where, f"look for the trace {sent.trace_id}")
+
+
+def _variable(environ: Mapping[str, str]) -> str:
+    """Return the variable for a whole URL: the one that was typed, or that of its kind."""
+    name, typed = Reader(environ).first(catalogue.ENDPOINT)
+    mackerel, traces, _ = catalogue.ENDPOINT.names
+    return mackerel if not typed or name == mackerel else traces
 
 
 def _clock(answer: Mapping[str, Any]) -> list[Finding]:

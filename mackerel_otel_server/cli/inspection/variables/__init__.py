@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mackerel_otel_server.cli.inspection.variables import destination, identity, key, names, quotes, recording, reported
+from mackerel_otel_server.cli.inspection.variables import (
+    certificates,
+    destination,
+    identity,
+    key,
+    names,
+    quotes,
+    recording,
+    reported,
+)
 from mackerel_otel_server.settings import Arguments, understand
 from mackerel_otel_server.settings.reader import Reader
 
@@ -34,6 +43,7 @@ def findings(environ: Mapping[str, str], application: str | None = None) -> list
         *reported.failures(problems),
         *key.findings(environ, source, collector, malformed),
         *destination.findings(source, settings),
+        *certificates.findings(source, settings),
         *quotes.findings(source),
         *reported.warnings(warnings),
         *identity.findings(source),

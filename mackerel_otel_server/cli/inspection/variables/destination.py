@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, urlsplit
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.settings import catalogue
 from mackerel_otel_server.settings.destination import is_to_mackerel
-from mackerel_otel_server.settings.urls import without_credentials
+from mackerel_otel_server.settings.urls import with_path, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +43,11 @@ def findings(source: Reader, settings: Settings) -> Iterator[Finding]:
         return
     shown = without_credentials(typed)
     given = f"{name}={shown!r}"
-    base = shown.rstrip("/")
-    while base.endswith(_PATH):
-        base = base.removesuffix(_PATH)
+    path, query, rest = shown.partition("?")
+    path = path.rstrip("/")
+    while path.endswith(_PATH):
+        path = path.removesuffix(_PATH)
+    base = path + query + rest
     if parts.path.rstrip("/").endswith(_PATH * 2):
         yield Finding(
             "FAIL",
@@ -53,14 +55,14 @@ def findings(source: Reader, settings: Settings) -> Iterator[Finding]:
             if name == _ALL_SIGNALS
             else f"{given} ends with {_PATH} twice",
             f"spans are sent to {settings.shown_endpoint}, where nobody takes them",
-            f"type {name}={base if name == _ALL_SIGNALS else base + _PATH}",
+            f"type {name}={base if name == _ALL_SIGNALS else with_path(base, _PATH)}",
         )
     elif name == _TRACES and parts.path in ("", "/"):
         yield Finding(
             "WARN",
             f"{given} has no path, and nothing is added to it",
             "spans are sent to /, where a Collector takes none",
-            f"type {name}={shown.rstrip('/')}{_PATH}, or {_ALL_SIGNALS}={shown.rstrip('/')}",
+            f"type {name}={with_path(shown, _PATH)}" + ("" if query else f", or {_ALL_SIGNALS}={shown.rstrip('/')}"),
         )
     if parts.port == _GRPC_PORT:
         yield Finding(

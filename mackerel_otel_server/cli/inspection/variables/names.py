@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import opentelemetry
 
+from mackerel_otel_server.cli.inspection import files
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.cli.text import printable
 from mackerel_otel_server.settings.catalogue import CATALOGUE, TIMEOUT
@@ -92,6 +93,6 @@ def _installed() -> frozenset[str]:
         "instrumentation/*/environment_variables.py",
         "util/http/__init__.py",
     )
-    files = [file for root in opentelemetry.__path__ for pattern in patterns for file in Path(root).glob(pattern)]
-    texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    found = [file for root in opentelemetry.__path__ for pattern in patterns for file in Path(root).glob(pattern)]
+    texts = map(files.text_or_nothing, found)
     return frozenset(name for text in texts for name in re.findall(r"\bOTEL_[A-Z0-9_]*[A-Z0-9]\b", text))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.settings import API_KEY_HEADER, catalogue
+from mackerel_otel_server.settings.urls import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,8 @@ def findings(source: Reader) -> Iterator[Finding]:
         name, typed = source.first(variable)
         apart = variable.secret or variable is catalogue.RESOURCE_ATTRIBUTES or name in source.wrong
         if not apart and len(typed) > 1 and typed[0] == typed[-1] and typed[0] in _QUOTES:
+            if variable in (catalogue.ENDPOINT, catalogue.HTTPS_PROXY, catalogue.HTTP_PROXY):
+                typed = f"{typed[0]}{without_credentials(typed[1:-1])}{typed[0]}"
             yield _quoted(name, typed, typed[1:-1])
 
 
