@@ -46,6 +46,9 @@ def instrument(arguments: Arguments) -> None:
     """Register, and start where nothing will be forked any more. Never raises."""
     try:
         host = current()
+        if host.role is Role.UWSGI:
+            # Registering reads some of them.
+            settings.take_variables_of_process()
         if not host.is_first:
             worker.leave_reports_to_others(of_settings=True)
         worker.register(arguments=arguments, application=host.application)
