@@ -48,6 +48,9 @@ def instrument(arguments: Arguments) -> None:
     """Register, and start where nothing will be forked any more. Never raises."""
     try:
         host = current()
+        if host.role is Role.UWSGI:
+            # Registering reads some of them.
+            settings.take_variables_of_process()
         if host.has_threads:
             _register(host, arguments)
         _start(host)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server import log as log_module
-from mackerel_otel_server import worker
+from mackerel_otel_server import settings, worker
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate
 
@@ -45,6 +45,8 @@ _prepared_in_pid = 0
 
 def install() -> None:
     """Trace in every worker that uWSGI forks, or in this one if it has been forked already."""
+    # Before anything is read, here and in mules that ask for tracing later: env lines of the ini file.
+    settings.take_variables_of_process()
     if _is_no_worker():
         return
     log_module.to_host(_write)

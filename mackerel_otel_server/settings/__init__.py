@@ -8,7 +8,6 @@ has them all. ``origins`` is for the command line only, and no part of a worker.
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Mapping
 from typing import Final
@@ -25,6 +24,8 @@ from mackerel_otel_server.settings.process import (
     is_runserver_child,
     semantic_conventions,
     set_semconv_default,
+    take_variables_of_process,
+    variables,
     wants_colour,
 )
 from mackerel_otel_server.settings.proxy import read_proxy
@@ -46,6 +47,7 @@ __all__ = [
     "read",
     "semantic_conventions",
     "set_semconv_default",
+    "take_variables_of_process",
     "wants_colour",
 ]
 
@@ -63,7 +65,7 @@ _COMPRESSIONS: Final = ("gzip", "deflate", "none")
 
 def from_process(arguments: Arguments, application: str | None) -> Settings:
     """Read the settings from this process's environment; see read()."""
-    return read(os.environ, arguments, application, script=sys.argv[0] if sys.argv else "")
+    return read(variables(), arguments, application, script=sys.argv[0] if sys.argv else "")
 
 
 def read(

@@ -3,9 +3,63 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Final
 
 from mackerel_otel_server.settings import catalogue
 from mackerel_otel_server.settings.http import conventions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OF_OPENTELEMETRY: Final = "OTEL_"
+_differs = False
+"""Whether ``os.environ`` lacks what the process has."""
+
+
+def variables() -> Mapping[str, str]:
+    """Return the environment of this process."""
+    return (_of_process() if _differs else None) or os.environ
+
+
+def take_variables_of_process() -> None:
+    """Read, from now on, the variables that this process has got since its interpreter started, too.
+
+    Python copies them into ``os.environ`` once. pyuwsgi is an extension of an interpreter that runs already when uWSGI
+    reads its ini file and does what its ``env`` and ``unenv`` lines say, by ``putenv()``; so it is for a uWSGI process
+    to call this. As whatever is written to ``os.environ`` goes to the process as well, the process's are the newest.
+
+    What OpenTelemetry reads from ``os.environ`` by itself is put there; nothing else of the application's changes.
+    """
+    global _differs
+    newest = _of_process()
+    if newest is None or newest == dict(os.environ):
+        return
+    _differs = True
+    for name in {*os.environ, *newest}:
+        if name.startswith(_OF_OPENTELEMETRY) and newest.get(name) != os.environ.get(name):
+            if name in newest:
+                os.environ[name] = newest[name]
+            else:
+                del os.environ[name]
+
+
+def _of_process() -> dict[str, str] | None:
+    """Read ``environ`` of environ(7); None where that cannot be done."""
+    try:
+        import ctypes  # optional: a Python without libffi lacks it
+
+        entries = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
+        found: dict[str, str] = {}
+        position = 0
+        while entry := entries[position]:
+            name, equals, value = entry.partition(b"=")
+            if equals:
+                # The first of two counts for getenv(3).
+                found.setdefault(os.fsdecode(name), os.fsdecode(value))
+            position += 1
+    except Exception:  # whatever is in the way: os.environ is what everybody else reads
+        return None
+    return found
 
 
 def set_semconv_default() -> None:
