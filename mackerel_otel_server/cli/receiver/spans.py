@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -60,6 +61,11 @@ class ReceivedSpan:
     events: tuple[ReceivedEvent, ...]
     links: tuple[ReceivedLink, ...] = ()
     trace_state: str = ""
+
+    @cached_property
+    def size(self) -> int:
+        """How much it says, in characters: what limits of memory are counted in."""
+        return len(repr(self))
 
 
 def decode(body: bytes) -> list[ReceivedSpan]:
