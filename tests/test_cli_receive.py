@@ -377,22 +377,82 @@ def test_whatever_comes_instead_of_spans_is_one_line_and_the_next_request_is_rec
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_a_hundred_megabytes_are_refused_and_not_held(tmp_path: Path, chunked: bool) -> None:
-    def most(process: subprocess.Popen[str]) -> int:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        match = re.search(r"VmHWM:\s+(\d+) kB", status)
-        assert match
-        return int(match[1]) * 1024
-
     framing = "Transfer-Encoding: chunked" if chunked else "Content-Length: 100000000"
     part = b"x" * 1_000_000
     with receive(tmp_path) as running:
         port = running.port
         send(port, ("a", 1, 0))
-        before = most(running.process)
+        before = most_memory(running.process)
         parts = [b"%x\r\n%s\r\n" % (len(part), part) if chunked else part] * 100
         assert ask(port, head("Content-Type: application/x-protobuf", framing), *parts) == 413
-        assert most(running.process) - before < 30_000_000
+        assert most_memory(running.process) - before < 30_000_000
         running.wait_for("with 413: the request has more than 6000000 bytes")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["trees", "json"])
+def test_an_output_that_nobody_reads_holds_up_nobody_and_what_is_left_out_is_counted(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "mackerel_otel_server", "receive", "--port", "0", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        errors = Running(process, process.stderr)
+        try:
+            first = errors.wait_for(r".*\n")[0] if arguments else process.stdout.readline()
+            port = int(re.search(r":(\d+)/v1/traces", first)[1])  # type: ignore[index]
+            body = many_traces(60, "x" * 10_000)
+            assert post(port, body) == 200
+            before = most_memory(process)
+            for _ in range(99):
+                assert post(port, body) == 200
+            assert most_memory(process) - before < 40_000_000
+            output = Running(process, process.stdout)
+            told = errors if arguments else output
+            gap = told.wait_for(r"(\d+) traces? \((\d+) spans\) were not shown: they came faster than .* was read\.")
+            # A trace that comes after the gap is shown again.
+            assert send(port, ("afterwards", 1, 0), trace=7) == 200
+            output.wait_for("afterwards")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(TIMEOUT) == 0
+            told.wait_for(r"received 6001 spans in 101 requests\n")
+            assert int(gap[1]) == 60
+            assert output.text.count("GET /many") == 6_000 - int(gap[2])
+        finally:
+            process.kill()
+
+
+def many_traces(number: int, text: str) -> bytes:
+    """Return a request with a span of each of so many traces."""
+    request = ExportTraceServiceRequest()
+    spans = request.resource_spans.add().scope_spans.add().spans
+    for trace in range(1, number + 1):
+        span = spans.add(name="GET /many", trace_id=trace.to_bytes(16, "big"), span_id=trace.to_bytes(8, "big"))
+        span.attributes.add(key="text").value.string_value = text
+    body: bytes = request.SerializeToString()
+    return body
+
+
+def post(port: int, body: bytes) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+    try:
+        connection.request("POST", "/v1/traces", body, {"Content-Type": "application/x-protobuf"})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def most_memory(process: subprocess.Popen[str]) -> int:
+    """Return the most memory that a process has had, in bytes."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+    assert match
+    return int(match[1]) * 1024
 
 
 def test_a_thousand_connections_that_say_nothing_stop_nobody(tmp_path: Path) -> None:

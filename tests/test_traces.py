@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+import pytest
 from making import at, exception, span
 
 from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
@@ -59,6 +60,32 @@ def test_a_very_large_trace_neither_grows_without_limit_nor_drives_the_others_ou
     traces.add([traced(3, "x" * 1_000_000)])
     assert kept(traces) == ["t1", "t2"]
     assert (len(get(traces, "t2").spans), get(traces, "t2").left_out) == (10, 15)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["at once", "one by one"])
+def test_the_request_and_what_failed_are_kept_of_a_very_large_trace_though_they_come_last(together: bool) -> None:
+    traces = Traces(most_spans=10)
+    queries = [span(f"query {n}", f"q{n}", "view", **at(n)) for n in range(30)]
+    failed = span("failed", "f", "view", status_code="ERROR", **at(31))
+    view, request = span("view", "view", "root", **at(0, 40)), span("GET /", "root", kind="SERVER", **at(0, 50))
+    arriving = [*queries, failed, view, request]
+    for some in [arriving] if together else [[one] for one in arriving]:
+        traces.add(some)
+    trace = get(traces)
+    assert [s.name for s in trace.spans] == [*(f"query {n}" for n in range(7)), "failed", "view", "GET /"]
+    assert trace.left_out == 23
+    assert (summarise(trace)["name"], summarise(trace)["errors"]) == ("GET /", 1)
+
+
+def test_the_request_is_kept_also_where_everything_fails_or_is_large() -> None:
+    traces = Traces(most_spans=10, most_characters=40_000)
+    traces.add([span("query", f"q{n}", "root", status_code="ERROR") for n in range(30)])
+    traces.add([span("GET /", "root", kind="SERVER")])
+    assert [s.name for s in get(traces).spans].count("GET /") == 1
+    traces.add([span("x" * 1_000, f"q{n}", "root", trace_id="t2") for n in range(9)])
+    traces.add([span("y" * 18_000, "root", kind="SERVER", trace_id="t2")])
+    assert get(traces, "t2").spans[-1].span_id == "root"
+    assert get(traces, "t2").characters <= 20_000
 
 
 def test_a_trace_of_which_nothing_can_be_kept_is_no_trace() -> None:

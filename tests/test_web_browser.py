@@ -220,15 +220,38 @@ def test_a_page_that_stays_open_goes_on_with_the_next_receiver(page: Page) -> No
         assert "/before" not in "".join(page.read("#traces"))
 
 
-def test_traces_that_are_not_kept_leave_the_page_as_well(page: Page) -> None:
+def test_traces_that_are_not_kept_leave_the_list_and_the_one_that_is_open_stays_and_says_so(page: Page) -> None:
     with Web(Traces(most_traces=2), "") as web:
         web.traces.add([request(1, "/one"), request(2, "/two")])
         page.open(web)
         page.choose("/one")
         page.wait_for("h2", "/one")
+        page.one(".span").click()
+        page.wait_for(".about td", "/one")
         web.traces.add([request(3, "/three")])
-        page.wait_for("#trace", "This trace is not here any more")
+        page.wait_for("#trace .gone", "This trace is not kept any more")
         assert len(page.read("#traces li")) == 2
+        web.traces.add([request(4, "/four")])
+        page.wait_for("#traces", "/four")
+        assert page.read("h2") == ["/one"]
+        assert len(page.read("#trace .gone")) == 1
+        assert "/one" in page.one(".about").text
+        page.choose("/four")
+        page.wait_for("h2", "/four")
+        assert page.read("#trace .gone") == []
+        page.driver.back()
+        page.wait_for("#trace", "This trace is not here any more: only the latest are kept.")
+
+
+def test_a_very_large_trace_says_what_is_left_out(page: Page) -> None:
+    with Web(Traces(most_spans=3), "") as web:
+        queries = [span(f"query {n}", f"{n}", f"{1:016x}", trace_id=f"{1:032x}", **at(n)) for n in range(5)]
+        web.traces.add([*queries, request(1, "/report")])
+        page.open(web)
+        page.wait_for("#traces", "6 spans")
+        page.choose("/report")
+        page.wait_for(".note", "3 more spans arrived and are not shown")
+        assert page.read(".span .name") == ["GET /report", "query 0", "query 1"]
 
 
 def test_a_trace_that_is_open_grows_while_its_spans_arrive(page: Page, web: Web) -> None:

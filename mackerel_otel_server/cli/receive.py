@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeAlias
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mackerel_otel_server.cli import arguments
 from mackerel_otel_server.cli.receiver import web
+from mackerel_otel_server.cli.receiver.backlog import Backlog, LeftOut
 from mackerel_otel_server.cli.receiver.printing import Lines, Output, Trees
 from mackerel_otel_server.cli.receiver.receiver import API_KEY_HEADER, ReceivedRequest, ReceivedSpan, Receiver
 from mackerel_otel_server.cli.receiver.traces import Traces
@@ -25,8 +27,36 @@ ANY_KEY = ""
 # A signal that comes just before the main thread begins to wait, or that another thread takes, does not wake it up.
 LONGEST_WAIT = 0.5
 
-# None: a signal asks to stop.
-_Event: TypeAlias = Sequence[ReceivedSpan] | ReceivedRequest | None
+
+@dataclass
+class _Received:
+    """What comes in: counted here, printed later."""
+
+    backlog: Backlog = field(default_factory=Backlog)
+    traces: Traces | None = None
+    spans: int = 0
+    answered: int = 0
+    refused: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add_spans(self, spans: Sequence[ReceivedSpan]) -> None:
+        with self.lock:
+            self.spans += len(spans)
+        if self.traces:
+            self.traces.add(spans)
+        self.backlog.add_spans(spans)
+
+    def add_request(self, request: ReceivedRequest) -> None:
+        with self.lock:
+            self.refused += bool(request.message)
+            self.answered += not request.message
+        if request.message:
+            self.backlog.add_refusal(_refusal(request))
+
+    def __str__(self) -> str:
+        with self.lock:
+            refused = f", refused {counted(self.refused, 'request')}" if self.refused else ""
+            return f"received {counted(self.spans, 'span')} in {counted(self.answered, 'request')}{refused}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,24 +82,25 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 when an address cannot be listened on.
     """
-    events: SimpleQueue[_Event] = SimpleQueue()
+    received = _Received(traces=None if args.web_port is None else Traces())
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        # put() may be called from a signal handler, raising anywhere would tear a tree. A second signal does kill.
+        # Raising anywhere would tear a tree. A second signal does kill.
         signal.signal(number, signal.SIG_DFL)
-        events.put(None)
+        received.backlog.stop()
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     with ExitStack() as stack:
         try:
-            receiver, page = _listen(args, events, stack)
+            receiver, page = _listen(args, received, stack)
         except _TakenError as error:
             complain(str(error))
             return 1
         output: Output = Lines() if args.json else Trees()
         _greet(output, receiver.url, page, key=args.require_key)
-        _print_until_stopped(events, output)
+        _print_until_stopped(received.backlog, output)
+        output.tell(str(received))
     return 0
 
 
@@ -77,26 +108,19 @@ class _TakenError(Exception):
     """An address cannot be had."""
 
 
-def _listen(args: argparse.Namespace, events: SimpleQueue[_Event], stack: ExitStack) -> tuple[Receiver, web.Web | None]:
+def _listen(args: argparse.Namespace, received: _Received, stack: ExitStack) -> tuple[Receiver, web.Web | None]:
     """Open the receiver, and the page when there is to be one, until the stack ends.
 
     Raises:
         _TakenError: An address cannot be listened on.
     """
-    traces = None if args.web_port is None else Traces()
-
-    def on_spans(spans: Sequence[ReceivedSpan]) -> None:
-        if traces:
-            traces.add(spans)
-        events.put(spans)
-
     receiver = Receiver(
         args.host,
         args.port,
         api_key=args.require_key or None,
         require_key=args.require_key is not None,
-        on_spans=on_spans,
-        on_request=events.put,
+        on_spans=received.add_spans,
+        on_request=received.add_request,
         keep=False,
     )
     try:
@@ -106,10 +130,10 @@ def _listen(args: argparse.Namespace, events: SimpleQueue[_Event], stack: ExitSt
             f"cannot listen on {args.host} port {args.port} ({error.strerror or error}): nothing is received. Stop "
             "what listens there, or type: mackerel-otel-server receive --port 0"
         ) from None
-    if traces is None:
+    if received.traces is None:
         return receiver, None
     try:
-        return receiver, stack.enter_context(web.Web(traces, receiver.url, args.web_port))
+        return receiver, stack.enter_context(web.Web(received.traces, receiver.url, args.web_port))
     except OSError as error:
         raise _TakenError(web.taken(error, args.web_port, "receive")) from None
 
@@ -123,29 +147,20 @@ def _greet(output: Output, url: str, page: web.Web | None, *, key: str | None) -
     output.tell()
 
 
-def _print_until_stopped(events: SimpleQueue[_Event], output: Output) -> None:
-    spans = answered = refused = 0
+def _print_until_stopped(backlog: Backlog, output: Output) -> None:
     while True:
-        event: _Event = ()
-        with suppress(Empty):
-            event = events.get(timeout=min(LONGEST_WAIT, max(0.0, output.due() - time.monotonic())))
+        event = backlog.take(min(LONGEST_WAIT, max(0.0, output.due() - time.monotonic())))
         if event is None:
             break
-        if isinstance(event, ReceivedRequest):
-            if event.message:
-                refused += 1
-                output.tell(_refusal(event), "red")
-            else:
-                answered += 1
+        if isinstance(event, str):
+            output.tell(event, "red")
+        elif isinstance(event, LeftOut):
+            output.print_due(float("inf"))
+            output.tell(str(event), "yellow")
         else:
-            spans += len(event)
             output.add(event)
         output.print_due(time.monotonic())
     output.print_due(float("inf"))
-    output.tell(
-        f"received {counted(spans, 'span')} in {counted(answered, 'request')}"
-        + (f", refused {counted(refused, 'request')}" if refused else "")
-    )
 
 
 def _refusal(request: ReceivedRequest) -> str:

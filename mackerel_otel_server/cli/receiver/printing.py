@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from mackerel_otel_server.cli.receiver import jsonable
+from mackerel_otel_server.cli.receiver.backlog import MOST_CHARACTERS
 from mackerel_otel_server.cli.receiver.tree import show
 from mackerel_otel_server.cli.style import paint
 from mackerel_otel_server.cli.text import complain, say, stdout_encoding
@@ -51,9 +52,10 @@ class _Trace:
 
 @dataclass
 class Trees:
-    """Print a trace as a tree when nothing of it has come for a while."""
+    """Print a trace as a tree when nothing of it has come for a while, or when too much is held."""
 
     traces: dict[str, _Trace] = field(default_factory=dict)
+    characters: int = 0
 
     def tell(self, line: str = "", *styles: str) -> None:
         """Say it between the trees."""
@@ -65,15 +67,22 @@ class Trees:
             trace = self.traces.setdefault(span.trace_id, _Trace())
             trace.spans.append(span)
             trace.last = time.monotonic()
+            self.characters += span.size
 
     def due(self) -> float:
         """Return when the first trace is."""
+        if self.characters > MOST_CHARACTERS:
+            return 0.0
         return min((trace.due() for trace in self.traces.values()), default=float("inf"))
 
     def print_due(self, now: float) -> None:
         """Print traces that have fallen silent."""
+        if self.characters > MOST_CHARACTERS:
+            now = float("inf")
         for trace_id in [trace_id for trace_id, trace in self.traces.items() if trace.due() <= now]:
-            show(self.traces.pop(trace_id).spans)
+            spans = self.traces.pop(trace_id).spans
+            self.characters -= sum(span.size for span in spans)
+            show(spans)
 
 
 class Lines:

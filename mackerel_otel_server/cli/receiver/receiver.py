@@ -31,6 +31,7 @@ API_KEY_HEADER = "Mackerel-Api-Key"
 CONTENT_TYPE = "application/x-protobuf"
 # Mackerel refuses requests over "6 MB": the smaller reading, so that what fits here fits there.
 MAX_BODY_BYTES = 6_000_000
+_PART_BYTES = 65536
 
 # google.rpc.Code: https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
 _INVALID_ARGUMENT = 3
@@ -215,11 +216,14 @@ def _decompress(body: bytes, encoding: str) -> bytes:
         return body
     if encoding.strip().lower() != "gzip":
         raise RefusedError(400, "Content-Encoding must be gzip or none")
+    data = bytearray()
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(body)) as stream:
-            data = stream.read(MAX_BODY_BYTES + 1)
+            # In parts: read() takes as much memory as it is allowed to return, of a small body as of a large one.
+            while part := stream.read(_PART_BYTES):
+                data += part
+                if len(data) > MAX_BODY_BYTES:
+                    raise RefusedError(413, f"the request has more than {MAX_BODY_BYTES} bytes")
     except (OSError, EOFError, zlib.error):
         raise RefusedError(400, "the body is no gzip") from None
-    if len(data) > MAX_BODY_BYTES:
-        raise RefusedError(413, f"the request has more than {MAX_BODY_BYTES} bytes")
-    return data
+    return bytes(data)

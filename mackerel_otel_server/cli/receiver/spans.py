@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from mackerel_otel_server.cli.receiver.counting import holds_more
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 # Spans of one request. Real ones have 60 bytes at the least, of which Mackerel's 6 MB hold as many.
 MOST = 100_000
+# Spans, attributes, events, links and members of lists of one request: 6 MB hold as many of 20 bytes each.
+MOST_PARTS = 300_000
 
 
 class TooManySpansError(Exception):
-    """A request holds more spans than anybody sends."""
+    """A request holds more spans, or more in its spans, than anybody sends."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,21 @@ class ReceivedSpan:
     links: tuple[ReceivedLink, ...] = ()
     trace_state: str = ""
 
+    @cached_property
+    def size(self) -> int:
+        """How much it says, in characters: what limits of memory are counted in."""
+        return len(repr(self))
+
 
 def decode(body: bytes) -> list[ReceivedSpan]:
     """Decode the body of one export request.
 
     Raises:
         google.protobuf.message.DecodeError: It is no ``ExportTraceServiceRequest``.
-        TooManySpansError: A body may be small and hold millions of spans without content, which Python is not.
+        TooManySpansError: A body may be small and hold millions of parts without content, which Python is not.
     """
+    if holds_more(body, ExportTraceServiceRequest.DESCRIPTOR, MOST_PARTS):
+        raise TooManySpansError(f"the request has more than {MOST_PARTS} spans, attributes, events and links")
     request = ExportTraceServiceRequest.FromString(body)
     if sum(len(part.spans) for resource_spans in request.resource_spans for part in resource_spans.scope_spans) > MOST:
         raise TooManySpansError(f"the request has more than {MOST} spans")

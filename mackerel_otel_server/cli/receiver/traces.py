@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Trace:
     Attributes:
         number: Counts traces in the order in which they began to arrive.
         version: Counts changes of any trace; that of this one's last.
-        spans: In the order of their arrival.
+        spans: In the order of their arrival: of a very large trace the request, which arrives last, and what failed
+            go first.
         left_out: How many more have arrived than are kept.
     """
 
@@ -108,14 +110,8 @@ class Traces:
 
     def _extend(self, trace_id: str, more: list[ReceivedSpan]) -> None:
         trace = self._traces.get(trace_id) or Trace(trace_id, self._number + 1)
-        kept = list(trace.spans)
-        characters = trace.characters
-        for span in more:
-            size = len(repr(span))
-            # No trace may drive out all others, however large its spans are.
-            if len(kept) < self._most_spans and characters + size <= self._most_characters // 2:
-                kept.append(span)
-                characters += size
+        kept = self._most_important([*trace.spans, *more])
+        characters = sum(span.size for span in kept)
         if not kept:
             return
         self._characters += characters - trace.characters
@@ -126,8 +122,27 @@ class Traces:
             trace, version=self._version, spans=tuple(kept), left_out=left_out, characters=characters
         )
 
+    def _most_important(self, spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
+        if len(spans) <= self._most_spans and sum(span.size for span in spans) <= self._most_characters // 2:
+            return spans
+        parents = {span.parent_span_id for span in spans}
+        kept = []
+        # No trace may drive out all others, however large its spans are.
+        room = self._most_characters // 2
+        # sorted() keeps the order of arrival among equals.
+        for place, span in sorted(enumerate(spans), key=lambda item: _importance(item[1], parents)):
+            if len(kept) < self._most_spans and span.size <= room:
+                kept.append((place, span))
+                room -= span.size
+        return [span for _, span in sorted(kept, key=itemgetter(0))]
+
     def _forget(self) -> None:
         # A dictionary keeps the order in which its keys came, whatever their values become.
         while len(self._traces) > self._most_traces or self._characters > self._most_characters:
             gone = self._traces.pop(next(iter(self._traces)))
             self._characters -= gone.characters
+
+
+def _importance(span: ReceivedSpan, parents: set[str]) -> tuple[bool, ...]:
+    """Return what sorts first what a trace is about: the request, what failed, and what others hang on."""
+    return bool(span.parent_span_id), span.kind != "SERVER", span.status_code != "ERROR", span.span_id not in parents
