@@ -267,6 +267,41 @@ class Unit:
         (value,) = self.values[name]
         return value
 
+    def put_credential(self, folder: Path, key: Path | None) -> None:
+        """Do what systemd does before it starts a service, by systemd.exec(5).
+
+        A service whose file of LoadCredential= is missing is not started, unless SetCredential= has a default.
+        """
+        folder.mkdir()
+        credentials: dict[str, str] = {}
+        for value in self.values.get("SetCredential", []):
+            name, _, text = value.partition(":")
+            # "Invalid syntax, ignoring" is what systemd 252 says of an empty default.
+            if text:
+                credentials[name] = text.encode().decode("unicode_escape")
+        for value in self.values.get("LoadCredential", []):
+            name, _, source = value.partition(":")
+            assert source == "/etc/mackerel/apikey"
+            if key is not None:
+                credentials[name] = key.read_text()
+            assert name in credentials, f"systemd does not start the unit: {source} is missing"
+        for name, text in credentials.items():
+            (folder / name).write_text(text)
+
+    def variables(self, key: Path | None, **specifiers: str) -> dict[str, str]:
+        """Return the variables of the service."""
+        variables: dict[str, str] = {}
+        for value in self.values["Environment"]:
+            variable, _, text = value.partition("=")
+            variables[variable] = re.sub("%(.)", lambda match: specifiers[match[1]], text)
+        for file in self.values.get("EnvironmentFile", []):
+            assert file.removeprefix("-") == "/etc/mackerel/environment"
+            if key is not None:
+                variables["MACKEREL_APIKEY"] = key.read_text().strip()
+            else:
+                assert file.startswith("-"), f"systemd does not start the unit: {file} is missing"
+        return variables
+
 
 @pytest.fixture
 def runtime() -> Iterator[Path]:
@@ -277,19 +312,15 @@ def runtime() -> Iterator[Path]:
 
 @contextmanager
 def under_systemd(
-    folder: Path, unit: Unit, receiver: Receiver, runtime: Path
+    folder: Path, unit: Unit, receiver: Receiver, runtime: Path, *, with_key: bool = True
 ) -> Iterator[tuple[Server, socket.socket]]:
     """Do what systemd would do: the variables, the credential, the command, and an ear for the notification."""
-    name, _, source = unit.one("LoadCredential").partition(":")
-    assert source == "/etc/mackerel/apikey"
-    (folder / "credentials").mkdir()
-    key_file(folder).rename(folder / "credentials" / name)
+    key = key_file(folder) if with_key else None
+    unit.put_credential(folder / "credentials", key)
     # A home in which not even root may write, as www-data's is to www-data.
     env = of_the_folder(folder, receiver, HOME="/proc/www", PATH=f"{PROGRAMS}:{os.environ['PATH']}")
     del env["MACKEREL_APIKEY"], env["OTEL_SERVICE_NAME"]
-    for value in unit.values["Environment"]:
-        variable, _, text = value.partition("=")
-        env[variable] = text.replace("%d", str(folder / "credentials")).replace("%t", str(runtime))
+    env |= unit.variables(key, d=str(folder / "credentials"), t=str(runtime))
     (runtime / unit.one("RuntimeDirectory")).mkdir()
     address = f"mackerel-otel-server-{uuid.uuid4().hex}"
     env["NOTIFY_SOCKET"] = f"@{address}"
@@ -342,6 +373,58 @@ def test_the_other_lines_of_the_unit_run_uwsgi(tmp_path: Path, receiver: Receive
         log = server.stop(signal.Signals[unit.one("KillSignal")])
     assert_all_have(receiver, server.answered, UNIT_SAYS)
     assert log.count(", lost 0") == 2, log
+
+
+def older_unit(folder: Path) -> Unit:
+    """Return the unit for a systemd that does not know ``%d``: what its comment says is done."""
+    file = write("systemd", folder)
+    lines = ("LoadCredential=", "SetCredential=", "Environment=MACKEREL_APIKEY_FILE=")
+    text = file.read_text()
+    for line in lines:
+        text, number = re.subn(rf"^{line}", f"# {line}", text, flags=re.MULTILINE)
+        assert number == 1, line
+    (commented,) = re.findall(r"^# (EnvironmentFile=.*)$", text, re.MULTILINE)
+    assert "this instead of the three lines" in text
+    file.write_text(text)
+    swap(file, commented)
+    return Unit(file.read_text())
+
+
+UNTRACED = r"tracing is off, the application serves without it: "
+
+
+def serves_untraced(server: Server, receiver: Receiver, why: str) -> None:
+    """Assert that the application is there all the same, and that the log says what is missing."""
+    server.ask_every_worker(2, 2)
+    server.wait_for_log(UNTRACED + why)
+    log = server.stop()
+    assert log.count("tracing is off") == 1, log
+    assert receiver.spans == []
+
+
+def test_the_unit_serves_without_the_file_of_the_key(tmp_path: Path, receiver: Receiver, runtime: Path) -> None:
+    package(tmp_path, wsgi=PLAIN)
+    unit = Unit(read("systemd"))
+    with under_systemd(tmp_path, unit, receiver, runtime, with_key=False) as (server, ear):
+        assert b"READY=1" in ear.recv(1000).splitlines(), server.log
+        file = re.escape(str(tmp_path / "credentials" / "mackerel_apikey"))
+        why = f"MACKEREL_APIKEY_FILE='{file}' is empty; write the API key into it, or .* LoadCredential= names, and re"
+        serves_untraced(server, receiver, why)
+
+
+@pytest.mark.parametrize("with_key", [True, False], ids=["with key", "without"])
+def test_the_unit_of_an_older_systemd_serves_with_and_without_its_file(
+    tmp_path: Path, receiver: Receiver, runtime: Path, with_key: bool
+) -> None:
+    package(tmp_path, wsgi=PLAIN)
+    with under_systemd(tmp_path, older_unit(tmp_path), receiver, runtime, with_key=with_key) as (server, ear):
+        assert b"READY=1" in ear.recv(1000).splitlines(), server.log
+        if not with_key:
+            serves_untraced(server, receiver, "there is no API key and no Collector")
+            return
+        server.ask_every_worker(2, 2)
+        server.stop()
+    assert_all_have(receiver, server.answered, UNIT_SAYS)
 
 
 def dockerfile(instruction: str) -> list[str]:
@@ -404,10 +487,15 @@ def test_the_container_reads_the_key_from_its_file_and_traces(tmp_path: Path, re
     assert log.count(", lost 0") == 2, log
 
 
-def test_a_pods_spans_say_which_pod_they_are_from_and_its_probe_makes_none(tmp_path: Path, receiver: Receiver) -> None:
-    package(tmp_path, wsgi=PLAIN)
-    spec = yaml.safe_load(read("kubernetes"))["spec"]["template"]["spec"]
+def pod() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the Deployment says of a pod, and of its container."""
+    spec: dict[str, Any] = yaml.safe_load(read("kubernetes"))["spec"]["template"]["spec"]
     (container,) = spec["containers"]
+    return spec, container
+
+
+def variables_of_a_pod(container: dict[str, Any]) -> dict[str, str]:
+    """Return the variables that Kubernetes gives to a container."""
     fields = {"metadata.name": "mysite-5d9c-x7k2p", "metadata.namespace": "shops"}
     variables: dict[str, str] = {}
     for variable in container["env"]:
@@ -415,6 +503,13 @@ def test_a_pods_spans_say_which_pod_they_are_from_and_its_probe_makes_none(tmp_p
         # As Kubernetes does it: a name that is not known yet stays as it is.
         known = dict(variables)
         variables[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda match: known.get(match[1], match[0]), value)  # noqa: B023
+    return variables
+
+
+def test_a_pods_spans_say_which_pod_they_are_from_and_its_probe_makes_none(tmp_path: Path, receiver: Receiver) -> None:
+    package(tmp_path, wsgi=PLAIN)
+    _, container = pod()
+    variables = variables_of_a_pod(container)
     (mount,) = container["volumeMounts"]
     assert str(Path(variables["MACKEREL_APIKEY_FILE"]).parent) == mount["mountPath"]
     # `--from-file=apikey=…` names the file in the folder, which Kubernetes makes a link.
@@ -436,9 +531,24 @@ def test_a_pods_spans_say_which_pod_they_are_from_and_its_probe_makes_none(tmp_p
     assert_all_have(receiver, of_the_application, expected)
 
 
+def test_a_pod_starts_without_its_secret_and_serves(tmp_path: Path, receiver: Receiver) -> None:
+    package(tmp_path, wsgi=PLAIN)
+    spec, container = pod()
+    (volume,) = spec["volumes"]
+    # Otherwise the pod stays in ContainerCreating: https://kubernetes.io/docs/concepts/configuration/secret/
+    assert volume["secret"]["optional"] is True
+    assert not any("secretKeyRef" in variable.get("valueFrom", {}) for variable in container["env"])
+    # Which makes the volume an empty folder.
+    (tmp_path / "empty").mkdir()
+    file = tmp_path / "empty" / "apikey"
+    variables = variables_of_a_pod(container) | {"MACKEREL_APIKEY_FILE": str(file)}
+    with in_the_container(tmp_path, receiver, variables) as server:
+        why = re.escape(f"MACKEREL_APIKEY_FILE='{file}' cannot be read (No such file or directory)")
+        serves_untraced(server, receiver, why)
+
+
 def test_the_volume_of_a_pod_is_the_secret_that_the_comments_make() -> None:
-    spec = yaml.safe_load(read("kubernetes"))["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
+    spec, container = pod()
     (volume,) = spec["volumes"]
     assert volume["name"] == container["volumeMounts"][0]["name"]
     assert any(f"secret generic {volume['secret']['secretName']} " in step for step in FRAGMENTS["kubernetes"].steps)

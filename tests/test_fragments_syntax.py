@@ -62,6 +62,7 @@ def kubernetes(file: Path) -> str:
     [
         ("systemd", "KillMode=mixed", "KillMode=mixd"),
         ("systemd", "LoadCredential=", "LoadCredentials="),
+        ("systemd", "SetCredential=mackerel_apikey:\\n", "SetCredential=mackerel_apikey:"),
         ("docker", "USER 10001", "USR 10001"),
         ("docker", 'CMD ["gunicorn", ', "CMD gunicorn "),
         ("compose", "stop_grace_period:", "stop_grace:"),

@@ -60,7 +60,11 @@ def _from_file(source: Reader, name: str, file: str) -> str | None:
         )
         return None
     if not key:
-        source.problem(name, f"{name}={file!r} is empty; write the API key into it")
+        source.problem(
+            name,
+            f"{name}={file!r} is empty; write the API key into it, or where systemd has made it, into the file that "
+            "the unit's LoadCredential= names, and restart",
+        )
         return None
     return _checked(source, name, key)
 
