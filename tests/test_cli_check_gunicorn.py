@@ -365,6 +365,14 @@ def test_a_configuration_that_cannot_be_read_is_one_failure_with_its_place(
     assert "Traceback" not in result.text
 
 
+@pytest.mark.parametrize("end", ["chdir = 'nowhere'", "1 / 0"])
+def test_what_a_configuration_has_set_before_it_fails_is_no_further_failure(check: Check, end: str) -> None:
+    conf = f"import os\nos.environ['MACKEREL_APIKEY'] = {KEY!r}\nraw_env = ['OTEL_SERVICE_NAME=raw']\n{end}\n"
+    result = check(files={CONF: conf}, MACKEREL_APIKEY="", OTEL_SERVICE_NAME="")
+    assert [one["level"] for one in result.data["findings"] if one["level"] != "OK"] == ["FAIL"]
+    result.has("OK", "the service name is 'raw'")
+
+
 @pytest.mark.parametrize(
     ("location", "words"),
     [

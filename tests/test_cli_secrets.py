@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from checking import INSTALL, settle
+from fault_server import FaultServer, Step
 
 from mackerel_otel_server.cli import main
 
@@ -123,3 +125,55 @@ def test_a_secret_in_gunicorn_s_configuration_is_not_shown(
 ) -> None:
     (tmp_path / CONF).write_text(conf)
     assert_no_secret(said(tmp_path, monkeypatch, capsys, env))
+
+
+def echo(server: FaultServer, sock: socket.socket) -> None:
+    """Answer with the request, as debugging servers do."""
+    (request,) = server.requests
+    text = "\n".join([request.line, *(f"{name}: {value}" for name, value in request.headers.items())]).encode()
+    sock.sendall(
+        b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\nContent-Type: text/plain\r\n\r\n" % len(text) + text
+    )
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"MACKEREL_APIKEY": KEY, "MACKEREL_OTEL_ENDPOINT": "http://{host}/v1/traces"},
+        {TRACES: f"http://user:{KEY}@{{host}}/v1/traces"},
+        {TRACES: f"http://user:{ENCODED}@{{host}}/v1/traces"},
+        {TRACES: f"http://{{host}}/v1/traces?token={KEY}"},
+        {ENDPOINT: "http://{host}", HEADERS: f"authorization=Basic%20{ENCODED}"},
+        {ENDPOINT: "http://c.example", "HTTP_PROXY": f"http://user:{KEY}@{{host}}"},
+        {TRACES: "https://c.example/v1/traces", "HTTPS_PROXY": f"http://user:{KEY}@{{host}}"},
+    ],
+    ids=lambda env: ascii(env)[:60],
+)
+@pytest.mark.parametrize("where", ["body", "location"])
+def test_a_secret_that_the_far_end_says_again_is_not_shown(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    env: dict[str, str],
+    where: str,
+) -> None:
+    (tmp_path / "uwsgi.ini").write_text("[uwsgi]\nimport = mackerel_otel_server.uwsgi\n")
+    step = Step(act=echo) if where == "body" else Step(302, headers={"Location": f"http://d/?token={KEY}&t={ENCODED}"})
+    for arguments in ([], ["--json"]):
+        with FaultServer(step) as server:
+            host = f"127.0.0.1:{server.port}"
+            settle(tmp_path, monkeypatch, **{"MACKEREL_APIKEY": "", **env})
+            for name, value in env.items():
+                monkeypatch.setenv(name, value.replace("{host}", host))
+            assert main(["check", "--send", *arguments]) == 1
+            captured = capsys.readouterr()
+            (request,) = server.requests
+            text = captured.out + captured.err
+        assert "answered" in text or "refused the tunnel" in text
+        for part in (*request.headers.get("authorization", "").split(), request.headers.get("proxy-authorization", "")):
+            assert part in ("", "Basic") or part not in text
+        if where == "body" or KEY in str(env):
+            assert KEY not in text
+        if where == "body" or ENCODED in str(env):
+            assert ENCODED not in text
+            assert SECRET not in text

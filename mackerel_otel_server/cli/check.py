@@ -53,8 +53,6 @@ class _Surroundings:
     read: list[str] = field(default_factory=list)
     not_read: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    secrets: list[str] = field(default_factory=list, repr=False)
-    """Of a configuration that cannot be read, whose words may show them."""
 
     def change(self, variables: Mapping[str, str | None], origin: str) -> None:
         """Take over what the configuration does to variables; None: it removes one."""
@@ -99,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.send:
         report = _send(report, effective, around)
-    known = [*secrets(around.environ), *secrets(os.environ), *around.secrets, *_keys(around.environ, effective)]
+    known = [*secrets(around.environ), *secrets(os.environ), *_keys(around.environ, effective)]
     if args.json:
         say(as_json(report, known))
     else:
@@ -122,7 +120,8 @@ def _look_around(args: argparse.Namespace, environ: Mapping[str, str]) -> _Surro
     except NotReadError as error:
         around.not_read.append(f"the configuration of {choice.server} ({choice.why})")
         around.findings.append(error.finding)
-        around.secrets += secrets(error.variables)
+        around.change(error.changed, f"set by the configuration of {choice.server}")
+        around.change(error.raw_env, "set by Gunicorn's raw_env")
     return around
 
 

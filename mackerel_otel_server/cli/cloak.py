@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import shlex
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from mackerel_otel_server.settings import catalogue
 
@@ -12,33 +13,37 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 _SHORTEST: Final = 4
-_SHORTEST_IN_QUERY: Final = 8
-"""Most of a query is no secret, and a common word shall not vanish from all sentences."""
+_SHORTEST_IN_LIST: Final = 8
+"""Most headers and most of a query are no secrets, and a common word shall not vanish from all sentences."""
 _URLS: Final = (*catalogue.ENDPOINT.names, *catalogue.HTTPS_PROXY.names, *catalogue.HTTP_PROXY.names)
 
 
 def secrets(environ: Mapping[str, str]) -> list[str]:
-    """Return what no line may show, as it was typed and without percent-encoding."""
+    """Return what no line may show, as it was typed, and without and with percent-encoding."""
     found = [*_of_variables(environ)]
     for word in _words(environ.get("GUNICORN_CMD_ARGS", "")):
         # -e NAME=value, --env=NAME=value, -eNAME=value
         name, equals, value = word.removeprefix("--env=").removeprefix("-e").partition("=")
         if equals:
             found += _of_variables({name: value})
-    return list(dict.fromkeys([*found, *map(unquote, found)]))
+    bare = [unquote(one) for one in found]
+    return list(dict.fromkeys([*found, *bare, *(quote(one, safe="", errors="surrogateescape") for one in bare)]))
 
 
 def _of_variables(environ: Mapping[str, str]) -> Iterator[str]:
     for name in catalogue.API_KEY.names:
         yield environ.get(name, "").strip()
-    for name in catalogue.HEADERS.names:
-        for item in environ.get(name, "").split(","):
-            yield item.partition("=")[2].strip()
-    for name in _URLS:
-        url = environ.get(name, "").strip()
-        yield url.partition("://")[2].rpartition("@")[0].partition(":")[2]
-        query = url.partition("?")[2].partition("#")[0]
-        yield from (value for item in query.split("&") if len(value := item.partition("=")[2]) >= _SHORTEST_IN_QUERY)
+    items = [item for name in catalogue.HEADERS.names for item in environ.get(name, "").split(",")]
+    for url in (environ.get(name, "").strip() for name in _URLS):
+        credentials = url.partition("://")[2].rpartition("@")[0]
+        yield credentials.partition(":")[2]
+        if credentials:
+            # As it is sent, and as a far end may say it again.
+            yield base64.b64encode(unquote(credentials).encode("utf-8", "surrogateescape")).decode()
+        items += url.partition("?")[2].partition("#")[0].split("&")
+    for value in (item.partition("=")[2].strip() for item in items):
+        # `Basic …` and `Bearer …`: the rest alone, too.
+        yield from (one for one in (value, *unquote(value).split()) if len(one) >= _SHORTEST_IN_LIST)
 
 
 def _words(arguments: str) -> list[str]:

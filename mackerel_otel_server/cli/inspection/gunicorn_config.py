@@ -107,7 +107,9 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
             "look for what waits in it, such as a connection that nobody answers",
         )
     if error := answer.get("error"):
-        raise _refusal(what, error, location, folder)
+        refusal = _refusal(what, error, location, folder)
+        refusal.changed, refusal.raw_env = error["changed"], error["raw_env"]
+        raise refusal
     return GunicornConfig(**{field.name: answer[field.name] for field in fields(GunicornConfig)})
 
 
@@ -150,4 +152,4 @@ def _refusal(what: str, error: Mapping[str, Any], location: str | None, folder: 
         )
     place = f"{error['file']}:{error['line']}" if error["file"] else what
     command = "gunicorn --check-config" + (f" -c {location}" if location else "")
-    return NotReadError(f"{place}: {words}", f"correct it; {command} says more", variables=error["variables"])
+    return NotReadError(f"{place}: {words}", f"correct it; {command} says more")

@@ -26,7 +26,9 @@ _WITHOUT: Final = {
     "worker_abort": "a request that Gunicorn kills at its timeout may not arrive",
     "worker_exit": "what a leaving worker has queued may be lost",
 }
-_KNOWN: Final = frozenset(name for variable in catalogue.CATALOGUE for name in variable.names)
+_KNOWN: Final = frozenset(
+    name for variable in catalogue.CATALOGUE for name in variable.names if name.startswith(("MACKEREL_", "OTEL_"))
+)
 KEY_VARIABLES: Final = ("MACKEREL_APIKEY", "MACKEREL_API_KEY")
 FILE_VARIABLES: Final = tuple(
     name

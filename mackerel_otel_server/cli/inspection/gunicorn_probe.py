@@ -66,7 +66,7 @@ def load(location: str | None) -> dict[str, Any]:
         probe = Probe()
         return {**_report(probe, before), "changed": _changed(environ)}
     except BaseException as error:
-        return {"error": {**_explain(error, location), "variables": _variables()}}
+        return {"error": {**_explain(error, location), "changed": _changed(environ), "raw_env": _raw_env()}}
 
 
 def _report(probe: Any, before: set[str]) -> dict[str, Any]:
@@ -104,11 +104,11 @@ def _changed(before: Mapping[str, str]) -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in names if name not in ours}
 
 
-def _variables() -> dict[str, str]:
-    """Return the variables that are set where the configuration stopped: the words of its error may hold a secret."""
+def _raw_env() -> dict[str, str]:
+    """Return what a file that stopped had given to raw_env: the words of its error may hold a secret."""
     raw = getattr(sys.modules.get("__config__"), "raw_env", ())
     items = [item.partition("=") for item in raw if isinstance(item, str)] if isinstance(raw, list | tuple) else []
-    return {**os.environ, **{name: value for name, _, value in items}}
+    return {name: value for name, _, value in items}
 
 
 def _files(read_from: Iterable[str]) -> list[str]:

@@ -15,16 +15,12 @@ class NotReadError(Exception):
 
     Attributes:
         finding: Why, what follows, and what to type.
-        variables: What the configuration sets, whose secrets the words may hold.
+        changed: What it has done to variables before it stopped, None for one that it has removed.
+        raw_env: What it was going to set in the workers. The words may hold secrets of both.
     """
 
-    def __init__(
-        self,
-        seen: str,
-        cure: str,
-        follows: str = "the server does not start with it",
-        variables: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, seen: str, cure: str, follows: str = "the server does not start with it") -> None:
         super().__init__(seen)
-        self.variables = variables or {}
+        self.changed: Mapping[str, str | None] = {}
+        self.raw_env: Mapping[str, str] = {}
         self.finding = Finding("FAIL", seen, follows, cure)
