@@ -151,6 +151,7 @@ NOT_RUN = {
     ("sh", "scripts/test"): "it runs these tests",
     ("text", "http_options.py"): "the picture of the house, which a test compares with the modules",
     ("python", "import mackerel_otel_server\n\nmackerel_otel_server.instrument()\n"): "the test of the call has it",
+    ("sh", "ssh -L"): "it needs another machine; the test of the ports has its numbers",
     ("text", "Worker 12974"): "test_cli_demo.py looks at the trees of a real demo",
 }
 """Blocks that no test takes from the README, and why."""
@@ -220,6 +221,8 @@ def test_the_ports_of_the_readme_are_those_of_receive() -> None:
     assert (options.port, web.DEFAULT_PORT) == (4318, 4319)
     assert "MACKEREL_OTEL_ENDPOINT=http://127.0.0.1:4318/v1/traces" in ENGLISH
     assert "at http://127.0.0.1:4319/" in block("sh", "receive --json")
+    # The page is the remote host's loopback's, and takes any port of the browser's.
+    assert block("sh", "ssh").startswith(f"ssh -L {web.DEFAULT_PORT}:{web.HOST}:{web.DEFAULT_PORT} ")
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11; the other environments check it")

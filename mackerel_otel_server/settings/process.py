@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from mackerel_otel_server.settings import catalogue
 from mackerel_otel_server.settings.http import conventions
@@ -13,8 +14,30 @@ def set_semconv_default() -> None:
 
     They read ``OTEL_SEMCONV_STABILITY_OPT_IN`` once, so this runs before any of them is imported.
     """
+    if "uwsgi" in sys.modules:
+        _take_what_uwsgi_has_set()
     if not os.environ.get(catalogue.SEMCONV.name):
         os.environ[catalogue.SEMCONV.name] = catalogue.SEMCONV.default
+
+
+def _take_what_uwsgi_has_set() -> None:
+    """Let ``os.environ`` have the variables of uWSGI's ``env =`` and ``unenv =`` lines.
+
+    The program of the package pyuwsgi is a Python that has copied the environment before uWSGI reads its options.
+    """
+    import ctypes  # under uWSGI only
+
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    for name in {name for variable in catalogue.CATALOGUE for name in variable.names}:
+        # Others belong to the application, too.
+        if not name.startswith(("MACKEREL_", "OTEL_")):
+            continue
+        value = getenv(name.encode())
+        if value is None:
+            os.environ.pop(name, None)
+        elif os.environ.get(name) != os.fsdecode(value):
+            os.environ[name] = os.fsdecode(value)
 
 
 def semantic_conventions(signal: str) -> str:
