@@ -43,7 +43,7 @@ def test_the_line_of_the_readme_writes_a_file_and_says_what_is_next(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "lines",
-    [block("sh", "docker build"), block("sh", "kubectl"), block("sh", "systemctl")],
+    [block("sh", "docker build"), block("sh", "kubectl apply"), block("sh", "systemctl")],
     ids=["docker", "kubectl", "systemd"],
 )
 def test_what_needs_root_docker_or_a_cluster_is_what_init_says_and_bash_understands(tmp_path: Path, lines: str) -> None:
@@ -125,10 +125,21 @@ def test_the_lines_about_costs_do_what_they_say(tmp_path: Path, receiver: Receiv
 
 def test_the_lines_that_check_an_installation_find_it_sound(tmp_path: Path, receiver: Receiver) -> None:
     (tmp_path / "gunicorn.conf.py").write_text(block("python", "install(globals())"))
-    result = _bash(tmp_path, block("sh", "check --send"), environment(receiver))
+    result = _bash(tmp_path, block("sh", "mackerel-otel-server config"), environment(receiver))
     assert result.returncode == 0, result
     (span,) = receiver.spans
     assert f"look for the trace {span.trace_id}" in result.stdout
+
+
+def test_the_lines_that_check_a_container_and_a_unit_send_a_span_each(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "apikey").write_text("test-key\n")
+    (tmp_path / ".venv").symlink_to(BIN.parent)
+    lines = block("sh", "docker exec").replace("/srv/mysite", str(tmp_path)).replace("/etc/mackerel", str(tmp_path))
+    # What is not here runs what it is given.
+    programs = 'docker() { shift 2; "$@"; }\nkubectl() { shift 3; "$@"; }\nsudo() { env -u MACKEREL_APIKEY "$@"; }\n'
+    result = _bash(tmp_path, programs + lines, environment(receiver))
+    assert result.returncode == 0, result
+    assert [span.resource["service.name"] for span in receiver.spans] == ["shop", "shop", "mysite"]
 
 
 def test_the_example_of_check_is_what_check_says(tmp_path: Path) -> None:
