@@ -39,7 +39,7 @@ make_venv() {
 # install_debian PACKAGE...: installs those that are missing, or says what to type.
 install_debian() {
   local package missing=()
-  if ! command -v apt-get >/dev/null; then
+  if ! is_debian; then
     say "not Debian: please see to the equivalents of: $*"
     return
   fi
@@ -53,12 +53,16 @@ install_debian() {
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends "${missing[@]}" </dev/null
 }
 
+is_debian() { command -v apt-get >/dev/null; }
+can_install_debian() { is_debian && as_root true 2>/dev/null; }
+
 as_root() {
   if ((EUID == 0)); then "$@"; else sudo --non-interactive "$@"; fi
 }
 
 # listens HOST PORT
 listens() {
+  # shellcheck disable=SC2016 # the inner bash expands it
   timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$1" "$2" 2>/dev/null
 }
 
@@ -91,20 +95,20 @@ prepare_machine() {
   packages+=(systemd)
   # The page of `receive --web` is tested in it.
   packages+=(chromium chromium-driver)
-  local fresh_mariadb='' fresh_postgresql=''
+  local fresh=()
 
   if mysql_answers; then
     say "MySQL or MariaDB: the server that runs"
   else
     is_loopback "${MYSQL_HOST:-127.0.0.1}" || die "no MySQL or MariaDB answers at MYSQL_HOST=$MYSQL_HOST"
-    [[ -x /usr/sbin/mariadbd ]] || fresh_mariadb=yes
+    [[ -x /usr/sbin/mariadbd ]] || fresh+=(mariadb)
     packages+=(mariadb-server)
   fi
   if postgresql_answers; then
     say "PostgreSQL: the server that runs"
   else
     is_loopback "${PGHOST:-127.0.0.1}" || die "no PostgreSQL answers at PGHOST=$PGHOST"
-    command -v pg_ctlcluster >/dev/null || fresh_postgresql=yes
+    command -v pg_ctlcluster >/dev/null || fresh+=(postgresql)
     packages+=(postgresql)
   fi
   if redis_answers; then
@@ -114,14 +118,32 @@ prepare_machine() {
     packages+=(redis-server)
   fi
 
+  ! can_install_debian || remember_to_set_up "${fresh[@]}"
   install_debian "${packages[@]}"
   redis_answers || start_redis
   mysql_answers || start_mariadb
-  [[ -z $fresh_mariadb ]] || set_up_mariadb
-  [[ -z $fresh_postgresql ]] || set_up_postgresql
+  set_up mariadb "${MYSQL_HOST:-127.0.0.1}"
+  # Before it is started: that tells it its port.
+  set_up postgresql "${PGHOST:-127.0.0.1}"
   postgresql_answers || start_postgresql
-  [[ -z $fresh_postgresql ]] || psql --quiet --no-psqlrc --host "${PGHOST:-127.0.0.1}" --port "${PGPORT:-5432}" \
-    --username postgres --dbname postgres --command "CREATE DATABASE test"
+}
+
+# remember_to_set_up NAME...: a run that fails between installation and set-up leaves the latter to the next one, which
+# finds the server installed.
+remember_to_set_up() {
+  local name
+  for name; do
+    mkdir -p .tox/to-set-up
+    touch ".tox/to-set-up/$name"
+  done
+}
+
+# set_up NAME HOST: what is to be set up still, where it is the one on this machine that is tested with.
+set_up() {
+  [[ -e .tox/to-set-up/$1 ]] && is_loopback "$2" || return 0
+  say "setting up $1"
+  "set_up_$1"
+  rm ".tox/to-set-up/$1"
 }
 
 start_mariadb() {
@@ -146,7 +168,9 @@ start_redis() {
   wait_until 60 redis_answers || die "Redis does not answer at port 6379"
 }
 
-postgresql_version() { ls /etc/postgresql 2>/dev/null | sort --version-sort | tail -1; }
+postgresql_version() {
+  find /etc/postgresql -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null | sort --version-sort | tail -1
+}
 
 start_postgresql() {
   say "starting PostgreSQL"
@@ -162,6 +186,13 @@ set_up_postgresql() {
   as_root sed -i -E 's,^(host +all +all +(127\.0\.0\.1/32|::1/128) +).*,\1trust,' "$folder/pg_hba.conf"
   as_root sed -i -E "s,^#?port = .*,port = ${PGPORT:-5432}," "$folder/postgresql.conf"
   as_root pg_ctlcluster --skip-systemctl-redirect "$(postgresql_version)" main stop || true
+  start_postgresql
+  as_postgres "SELECT 1 FROM pg_database WHERE datname = 'test'" | grep --quiet 1 || as_postgres "CREATE DATABASE test"
+}
+
+as_postgres() {
+  psql --quiet --tuples-only --no-psqlrc --host "${PGHOST:-127.0.0.1}" --port "${PGPORT:-5432}" \
+    --username postgres --dbname postgres --command "$1"
 }
 
 # run_tox ARGUMENT...: tox from a virtual environment inside the checkout; uv makes tox's environments.

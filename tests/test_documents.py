@@ -151,6 +151,7 @@ NOT_RUN = {
     ("sh", "scripts/test"): "it runs these tests",
     ("text", "http_options.py"): "the picture of the house, which a test compares with the modules",
     ("python", "import mackerel_otel_server\n\nmackerel_otel_server.instrument()\n"): "the test of the call has it",
+    ("sh", "ssh -L"): "it needs another machine; the test of the ports has its numbers",
     ("text", "Worker 12974"): "test_cli_demo.py looks at the trees of a real demo",
 }
 """Blocks that no test takes from the README, and why."""
@@ -203,6 +204,66 @@ def test_every_command_between_the_lines_is_one_that_works(command: str) -> None
         assert command in steps() or command in fragments or any(command in block for block in blocks(ENGLISH, "sh"))
 
 
+DOCUMENTS = ("README.md", "README.ja.md", "CHANGELOG.md", "SECURITY.md")
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def _anchors(text: str) -> set[str]:
+    """Return what GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_within_the_repository_leads_somewhere(document: str) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / document).read_text(encoding="utf-8"))
+    broken = []
+    for link in links:
+        if re.match(r"https://", link):
+            continue
+        name, _, anchor = link.partition("#")
+        file = ROOT / (name or document)
+        if not file.is_file() or (anchor and anchor not in _anchors(file.read_text(encoding="utf-8"))):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *(f"conf_examples/{one.file}" for one in FRAGMENTS.values())])
+def test_every_variable_that_is_named_is_one_that_is_understood(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8").replace("[TRACES_]", "")
+    known = {name for variable in CATALOGUE for name in variable.names}
+    # Not the beginning of several, such as `OTEL_SPAN_…_LIMIT`.
+    assert set(re.findall(r"\b(?:OTEL|MACKEREL)_[A-Z_]*[A-Z](?![A-Z_…*])", text)) - known == set()
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_file_of_the_repository_that_is_named_is_there(readme: str) -> None:
+    folders = "|".join(re.escape(entry.name) for entry in ROOT.iterdir() if entry.is_dir())
+    named = set(re.findall(rf"(?:^|[`\s(])((?:{folders})/[\w./-]*)", readme, re.MULTILINE))
+    assert {"scripts/demo", ".ci/run", "mackerel_otel_server/__init__.py", "conf_examples/"} <= named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_changelog_begins_with_this_version_and_says_nothing_twice() -> None:
+    versions = [line.split()[1] for line in re.findall(r"^## .*$", CHANGELOG, re.MULTILINE)]
+    assert versions[0] == mackerel_otel_server.__version__
+    assert len(set(versions)) == len(versions)
+    text = re.sub(r"^#.*\n", "", CHANGELOG, flags=re.MULTILINE)
+    items = [" ".join(item.split()) for item in re.split(r"^- ", text, flags=re.MULTILINE)[1:]]
+    assert len(items) > 10
+    assert len(set(items)) == len(items)
+    # Whole sentences.
+    assert [item for item in items if not (item[0].isupper() and item.endswith("."))] == []
+
+
+def test_every_command_of_the_changelog_is_one_that_works() -> None:
+    commands = [" ".join(found.split()) for found in re.findall(r"`(mackerel-otel-server\s[^`]+)`", CHANGELOG)]
+    assert len(commands) > 3
+    for command in commands:
+        words = command.split()[1:]
+        _parser(words).parse_args(words)
+
+
 def test_the_table_of_init_is_what_init_knows() -> None:
     (table,) = (table for table in tables(ENGLISH) if "| target |" in table)
     rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
@@ -220,6 +281,8 @@ def test_the_ports_of_the_readme_are_those_of_receive() -> None:
     assert (options.port, web.DEFAULT_PORT) == (4318, 4319)
     assert "MACKEREL_OTEL_ENDPOINT=http://127.0.0.1:4318/v1/traces" in ENGLISH
     assert "at http://127.0.0.1:4319/" in block("sh", "receive --json")
+    # The page is the remote host's loopback's, and takes any port of the browser's.
+    assert block("sh", "ssh").startswith(f"ssh -L {web.DEFAULT_PORT}:{web.HOST}:{web.DEFAULT_PORT} ")
 
 
 def test_the_oldest_versions_that_are_tested_are_those_that_are_claimed() -> None:

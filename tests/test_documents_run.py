@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documents import ENGLISH, ROOT, block, blocks, steps
+from documents import ENGLISH, READMES, ROOT, block, blocks, steps, tables
 from servers import (
     Server,
     assert_one_server_span_per_request,
+    debian_uwsgi,
     environment,
     gunicorn,
     running,
@@ -28,6 +29,7 @@ from servers import (
     uwsgi,
 )
 
+from mackerel_otel_server import settings
 from mackerel_otel_server.cli.fragments import FRAGMENTS
 from mackerel_otel_server.cli.receiver.receiver import Receiver
 
@@ -41,7 +43,7 @@ def test_the_line_of_the_readme_writes_a_file_and_says_what_is_next(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "lines",
-    [block("sh", "docker build"), block("sh", "kubectl"), block("sh", "systemctl")],
+    [block("sh", "docker build"), block("sh", "kubectl apply"), block("sh", "systemctl")],
     ids=["docker", "kubectl", "systemd"],
 )
 def test_what_needs_root_docker_or_a_cluster_is_what_init_says_and_bash_understands(tmp_path: Path, lines: str) -> None:
@@ -123,10 +125,21 @@ def test_the_lines_about_costs_do_what_they_say(tmp_path: Path, receiver: Receiv
 
 def test_the_lines_that_check_an_installation_find_it_sound(tmp_path: Path, receiver: Receiver) -> None:
     (tmp_path / "gunicorn.conf.py").write_text(block("python", "install(globals())"))
-    result = _bash(tmp_path, block("sh", "check --send"), environment(receiver))
+    result = _bash(tmp_path, block("sh", "mackerel-otel-server config"), environment(receiver))
     assert result.returncode == 0, result
     (span,) = receiver.spans
     assert f"look for the trace {span.trace_id}" in result.stdout
+
+
+def test_the_lines_that_check_a_container_and_a_unit_send_a_span_each(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "apikey").write_text("test-key\n")
+    (tmp_path / ".venv").symlink_to(BIN.parent)
+    lines = block("sh", "docker exec").replace("/srv/mysite", str(tmp_path)).replace("/etc/mackerel", str(tmp_path))
+    # What is not here runs what it is given.
+    programs = 'docker() { shift 2; "$@"; }\nkubectl() { shift 3; "$@"; }\nsudo() { env -u MACKEREL_APIKEY "$@"; }\n'
+    result = _bash(tmp_path, programs + lines, environment(receiver))
+    assert result.returncode == 0, result
+    assert [span.resource["service.name"] for span in receiver.spans] == ["shop", "shop", "mysite"]
 
 
 def test_the_example_of_check_is_what_check_says(tmp_path: Path) -> None:
@@ -234,6 +247,95 @@ def test_the_two_lines_of_the_readme_trace(tmp_path: Path, receiver: Receiver) -
         pids = server.ask_every_worker(2, 4)
         server.stop()
     assert_one_server_span_per_request(receiver, server, pids)
+
+
+@pytest.mark.parametrize("program", ["pyuwsgi", "debian"])
+def test_the_variables_in_the_uwsgi_ini_of_the_readme_are_obeyed(
+    tmp_path: Path, receiver: Receiver, program: str
+) -> None:
+    command = debian_uwsgi() if program == "debian" else []
+    if command is None:
+        pytest.skip("Debian's uWSGI is not here, or for another Python")
+    env = environment(receiver, OTEL_SERVICE_NAME="of the shell", OTEL_TRACES_SAMPLER="always_off")
+    del env["MACKEREL_APIKEY"]
+    (tmp_path / "apikey").write_text("test-key\n")
+    variables = block("ini", "env = ").replace("/etc/mackerel/", f"{tmp_path}/")
+    # The file of `init` has the same ones in comments.
+    names = re.findall(r"^env = (\w+)=", variables, re.MULTILINE)
+    assert re.findall(r"^; env = (\w+)=", FRAGMENTS["uwsgi"].read(), re.MULTILINE) == names
+    # Wherever in it.
+    ini = block("ini", "import = mackerel_otel_server.uwsgi").removeprefix("[uwsgi]\n") + variables
+    ini += "unenv = OTEL_TRACES_SAMPLER\n"
+    with uwsgi(tmp_path, ini, env=env, program=command, processes=1) as server:
+        server.get()
+        server.wait_until_idle()
+        log = server.stop()
+    assert [span.resource["service.name"] for span in server_spans(receiver.spans)] == ["shop"], log
+    assert {request.headers["Mackerel-Api-Key"] for request in receiver.requests} == {"test-key"}
+
+
+GUIDE = {
+    "tracing.py": """
+import os
+import socket
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+def instrument():
+    tracer_provider = TracerProvider(resource=Resource.create({
+        ResourceAttributes.SERVICE_NAME: "acme_service",
+        ResourceAttributes.SERVICE_VERSION: "vX.Y.Z",
+        ResourceAttributes.DEPLOYMENT_ENVIRONMENT: "production",
+        ResourceAttributes.HOST_NAME: socket.gethostname(),
+        ResourceAttributes.PROCESS_PID: os.getpid(),
+    }))
+    tracer_provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(
+            endpoint="https://otlp-vaxila.mackerelio.com/v1/traces",
+            headers={"Mackerel-Api-Key": os.environ["MACKEREL_API_KEY"], "Accept": "*/*"},
+        ))
+    )
+    trace.set_tracer_provider(tracer_provider)
+    DjangoInstrumentor().instrument()
+    trace_integration(MySQLdb, "connect", "mysql")
+""",
+    "gunicorn.conf.py": "def post_fork(server, worker):\n    instrument()\n",
+    "uwsgi": "@postfork\ndef init_tracing():\n    instrument()\n",
+    "wsgi.py": "\ninstrument()\n",
+    "manage.py": "def main():\n    instrument()\n",
+    "text": "set the Collector's endpoint (e.g., http://localhost:4318/v1/traces).",
+    "application": "with tracer.start_as_current_span('awesome_action') as span: ...",
+}
+"""What an operator has who has followed https://mackerel.io/docs/entry/tracing/installations/python."""
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_what_the_readme_says_of_the_guides_code_is_found_in_it(readme: str) -> None:
+    (table,) = (table for table in tables(readme) if "`def instrument():`" in table)
+    words = [word for row in table.splitlines()[2:] for word in re.findall("`(.*?)`", row.split(" | ")[0])]
+    everything = "\n".join([*GUIDE, *GUIDE.values(), ""])
+    assert [word for word in words if word not in everything] == ["opentelemetry-instrument"]
+
+
+def test_the_variables_of_the_readme_stand_for_what_the_guides_code_sets(tmp_path: Path, receiver: Receiver) -> None:
+    (table,) = (table for table in tables(ENGLISH) if "`def instrument():`" in table)
+    variables = dict(word.split("=", 1) for word in re.findall(r"`(OTEL_[A-Z_]+=.*?)`", table))
+    collector = variables.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    assert settings.read({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": collector, **variables}).endpoint == collector
+    env = environment(receiver) | variables
+    # Stays as it is.
+    env["MACKEREL_API_KEY"] = env.pop("MACKEREL_APIKEY")
+    with gunicorn(tmp_path, env=env, workers=1) as server:
+        server.get()
+        server.stop()
+    (span,) = server_spans(receiver.spans)
+    resource = {
+        "service.name": "acme_service",
+        "service.version": "vX.Y.Z",
+        "deployment.environment.name": "production",
+        "host.name": socket.gethostname(),
+    }
+    assert {name: span.resource.get(name) for name in resource} == resource
+    assert "process.pid" in span.resource
 
 
 def test_the_own_spans_of_the_readme_are_made(tmp_path: Path, receiver: Receiver) -> None:
