@@ -283,6 +283,41 @@ def test_everything_can_be_reached_by_keyboard(page: Page, web: Web) -> None:
     assert page.driver.switch_to.active_element.get_attribute("value") == ""
 
 
+def test_durations_are_readable_from_nanoseconds_to_days(page: Page, web: Web) -> None:
+    expected = {
+        "0": 0, "7 ns": 7, "1.5 µs": 1_500, "270 µs": 270_000, "2.34 ms": 2_340_000, "412 ms": 412_000_000,
+        "1.23 s": 1_234_000_000, "2 min 3 s": 123_400_000_000, "3 h 4 min": 11_045_000_000_000,
+        "2 d 3 h": 183_600_000_000_000, "-1.50 ms": -1_500_000,
+    }  # fmt: skip
+    start = 1_700_000_000_000_000_000
+    spans = [
+        span(text, str(n), trace_id=f"{1:032x}", start_time_unix_nano=start + n, end_time_unix_nano=start + n + took)
+        for n, (text, took) in enumerate(expected.items())
+    ]
+    web.traces.add(spans)
+    page.open(web)
+    page.choose("11 spans")
+    page.wait_for(".span .took", "2 d 3 h")
+    assert page.read(".span .took") == page.read(".span .name") == list(expected)
+    page.wait_for(".facts", "2 d 3 h")
+
+
+def test_a_value_of_many_characters_scrolls_by_itself_and_by_keyboard(page: Page, web: Web) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    web.traces.add([request(1, "/", attributes={"long": "SELECT mackerel " * 3_125, "short": "x"})])
+    page.open(web, width=400)
+    page.choose("GET /")
+    page.one(".span").click()
+    box = page.one("td .long")
+    assert box.size["height"] < 300
+    assert page.driver.execute_script("return [arguments[0].scrollWidth <= arguments[0].clientWidth,"
+                                      "arguments[0].scrollHeight > 3000]", box) == [True, True]  # fmt: skip
+    box.send_keys(Keys.END)
+    page.wait(lambda: page.driver.execute_script("return arguments[0].scrollTop > 1000", box), "the value is scrolled")
+    assert len(page.all("td .long")) == 1
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (400, "dark"), (1280, "dark")])
 def test_it_fits_and_is_dark_where_it_is_dark(page: Page, web: Web, width: int, scheme: str) -> None:
     failed = {"status_code": "ERROR", "events": exception("SoldOutError", "no mackerel left")}

@@ -126,7 +126,7 @@ class Traces:
         if len(spans) <= self._most_spans and sum(span.size for span in spans) <= self._most_characters // 2:
             return spans
         parents = {span.parent_span_id for span in spans}
-        kept = []
+        kept: list[tuple[int, ReceivedSpan]] = []
         # No trace may drive out all others, however large its spans are.
         room = self._most_characters // 2
         # sorted() keeps the order of arrival among equals.

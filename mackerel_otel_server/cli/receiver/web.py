@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from mackerel_otel_server.cli.receiver.attributes import visible
 from mackerel_otel_server.cli.receiver.http_server import Answer, RefusedError, Request, Server
 from mackerel_otel_server.cli.receiver.summary import detail, summarise
 
@@ -147,7 +148,7 @@ def _check_origin(request: Request) -> None:
 
 
 def _json(value: Any) -> Answer:
-    return Answer(200, _HEADERS | {"Content-Type": "application/json"}, json.dumps(value).encode())
+    return Answer(200, _HEADERS | {"Content-Type": "application/json"}, json.dumps(visible(value)).encode())
 
 
 @cache
