@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import socket
 import struct
@@ -219,6 +220,84 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback(tmp_path: Path) -> Non
             assert process.stderr.read() == ""
         finally:
             process.kill()
+
+
+def in_shell(folder: Path, script: str, timeout: float = TIMEOUT) -> tuple[int, str]:
+    """Run a script with ``$RECEIVE`` and return its status and what it and its children have written."""
+    command = f"{shlex.quote(sys.executable)} -m mackerel_otel_server receive --port 0"
+    result = subprocess.run(
+        ["bash", "-c", script.replace("$RECEIVE", command)],
+        cwd=folder,
+        env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return result.returncode, result.stdout
+
+
+def test_a_reader_that_takes_one_line_and_leaves_ends_it_though_no_trace_comes(tmp_path: Path) -> None:
+    status, output = in_shell(tmp_path, "set -o pipefail; $RECEIVE | head -1")
+    assert (status, output.count("\n")) == (1, 1), output
+    assert output.startswith("receiving on ")
+
+
+@pytest.mark.parametrize("arguments", ["", "--json", "--web-port 0"])
+def test_a_standard_output_that_is_closed_is_one_clear_line(tmp_path: Path, arguments: str) -> None:
+    assert in_shell(tmp_path, f"$RECEIVE {arguments} >&-") == (
+        1,
+        "standard output is closed: nothing was done. Send it elsewhere, e.g. > /dev/null\n",
+    )
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    line = "cannot write the output (No space left on device): make room, or send it elsewhere\n"
+    assert in_shell(tmp_path, "$RECEIVE > /dev/full") == (1, line)
+
+
+def test_a_disk_that_fills_up_later_is_one_clear_line(tmp_path: Path) -> None:
+    with (
+        (tmp_path / "out").open("wb") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "mackerel_otel_server", "receive", "--port", "0", "--json"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},
+            stdout=output,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        ) as process,
+    ):
+        assert process.stderr is not None
+        running = Running(process, process.stderr)
+        try:
+            port = running.port
+            send(port, ("a", 1, 0))
+            # What a process may write to files is limited as on a disk. Python ignores SIGXFSZ.
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, 100))
+            send(port, ("b", 1, 0), trace=2)
+            assert process.wait(TIMEOUT) == 1
+            running.wait_for(r"cannot write the output \(File too large\): make room, or send it elsewhere\n")
+            assert "Traceback" not in running.text
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-", "2> /dev/full"])
+def test_other_streams_that_are_closed_or_full_do_no_harm(tmp_path: Path, closed: str) -> None:
+    script = f"$RECEIVE {closed} > out & p=$!; until grep -q terminal out; do sleep 0.05; done; kill -TERM $p; wait $p"
+    assert in_shell(tmp_path, script) == (0, "")
+    assert (tmp_path / "out").read_text().endswith("received 0 spans in 0 requests\n")
+
+
+def test_it_outlives_its_terminal_under_nohup(tmp_path: Path) -> None:
+    script = (
+        "nohup setsid $RECEIVE <&- > out 2>&1 & p=$!; until grep -q terminal out; do sleep 0.05; done; "
+        "kill -HUP $p; sleep 0.2; kill -TERM $p; wait $p"
+    )
+    assert in_shell(tmp_path, script) == (0, "")
+    assert (tmp_path / "out").read_text().endswith("received 0 spans in 0 requests\n")
 
 
 @contextmanager

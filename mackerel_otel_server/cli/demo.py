@@ -77,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(server: str, page: web.Web | None) -> int:
     watch = Watch()
-    before = {number: signal.signal(number, watch.note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup asks for
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, watch.note) for number in numbers}
     try:
         if page:
             say(f"The traces in a browser on this machine: {page.url}")

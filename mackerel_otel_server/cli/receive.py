@@ -16,7 +16,7 @@ from mackerel_otel_server.cli.receiver.backlog import Backlog, LeftOut
 from mackerel_otel_server.cli.receiver.printing import Lines, Output, Trees
 from mackerel_otel_server.cli.receiver.receiver import API_KEY_HEADER, ReceivedRequest, ReceivedSpan, Receiver
 from mackerel_otel_server.cli.receiver.traces import Traces
-from mackerel_otel_server.cli.text import complain, counted, one_line
+from mackerel_otel_server.cli.text import complain, counted, one_line, reader_has_left
 
 if TYPE_CHECKING:
     import argparse
@@ -160,6 +160,9 @@ def _print_until_stopped(backlog: Backlog, output: Output) -> None:
         else:
             output.add(event)
         output.print_due(time.monotonic())
+        if reader_has_left():
+            # Known before there is something to write: `receive | head -1` need not wait for a trace that never comes.
+            raise BrokenPipeError
     output.print_due(float("inf"))
 
 
