@@ -15,12 +15,14 @@ import subprocess
 import sys
 import termios
 import threading
+import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from servers import environment, gunicorn
 
 from mackerel_otel_server.cli import main
 from mackerel_otel_server.cli.receiver.http_server import MOST_CONNECTIONS
@@ -466,6 +468,37 @@ def test_a_hundred_megabytes_are_refused_and_not_held(tmp_path: Path, chunked: b
         assert ask(port, head("Content-Type: application/x-protobuf", framing), *parts) == 413
         assert most_memory(running.process) - before < 30_000_000
         running.wait_for("with 413: the request has more than 6000000 bytes")
+
+
+@pytest.mark.parametrize(
+    ("host", "key"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", False), ("0.0.0.0", True), ("own", False)]
+)
+def test_the_command_that_it_shows_leads_to_it(tmp_path: Path, host: str, key: bool) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            own = probe.getsockname()[0]
+        except OSError:  # no network: nobody else can send
+            own = "127.0.0.1"
+    arguments = ["--host", own if host == "own" else host, *(["--require-key", "made-up"] if key else [])]
+    with receive(tmp_path, *arguments, "--web-port", "0") as running:
+        shown = running.wait_for(r"\n  (\w+=http://.*) gunicorn -c python:mackerel_otel_server\.conf mysite\.wsgi\n")[1]
+        variables = dict(word.split("=", 1) for word in shown.replace("=...", "=made-up").split())
+        if host in {"own", "0.0.0.0"} and not key and own != "127.0.0.1":
+            assert re.fullmatch(
+                rf"http://{re.escape(own)}:\d+/v1/traces", variables["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
+            )
+            assert len(variables) == 1  # no key: over http it would not go there
+            assert " In another terminal, or on another machine:\n" in running.text
+        else:
+            assert set(variables) == {"MACKEREL_OTEL_ENDPOINT", "MACKEREL_APIKEY"}
+        assert ("Spans of other machines will be refused: " in running.text) == key
+        page = running.wait_for(r"in a browser on this machine: (http://127\.0\.0\.1:\d+/)\n")[1]
+        with urllib.request.urlopen(f"{page}traces", timeout=TIMEOUT) as answer:
+            assert json.load(answer)["variables"] == shown
+        with gunicorn(tmp_path, env=environment(None, OTEL_BSP_SCHEDULE_DELAY="100", **variables), workers=1) as server:
+            server.get("/pid")
+            running.wait_for("SERVER GET /pid")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["trees", "json"])
