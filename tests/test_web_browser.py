@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -316,6 +317,38 @@ def test_a_value_of_many_characters_scrolls_by_itself_and_by_keyboard(page: Page
     box.send_keys(Keys.END)
     page.wait(lambda: page.driver.execute_script("return arguments[0].scrollTop > 1000", box), "the value is scrolled")
     assert len(page.all("td .long")) == 1
+
+
+@pytest.mark.parametrize("width", [400, 640, 861, 900, 1024, 1280])
+def test_the_axis_is_readable_at_every_width(page: Page, web: Web, width: int) -> None:
+    web.traces.add([request(1, "/import", **at(0, 11_045_000)), request(2, "/x", **at(0, 333))])
+    page.open(web, width=width)
+    for route in ("/import", "/x"):
+        page.choose(route)
+        page.wait_for("h2", route)
+        boxes = page.driver.execute_script(
+            "return [...document.querySelectorAll('.ticks > span')].filter(e => e.checkVisibility())"
+            ".map(e => e.getBoundingClientRect()).map(box => [box.left, box.right])"
+        )
+        assert len(boxes) in {3, 5}
+        assert all(right + 4 < left for (_, right), (left, _) in pairwise(boxes)), boxes
+        page.driver.execute_script("location.hash = ''")
+
+
+def test_the_legend_has_the_colours_of_the_bars(page: Page, web: Web) -> None:
+    kinds = ["SERVER", "CLIENT", "INTERNAL", "PRODUCER", "CONSUMER"]
+    web.traces.add([span(kind, f"{n}", trace_id=f"{1:032x}", kind=kind, **at(n)) for n, kind in enumerate(kinds)])
+    web.traces.add([span("ERROR", "9", trace_id=f"{1:032x}", status_code="ERROR", **at(9))])
+    page.open(web)
+    page.choose("6 spans")
+    page.wait_for(".legend", "error")
+    of = "getComputedStyle(e, s).backgroundColor"
+    bars, legend = page.driver.execute_script(
+        f"return [['.span .bar', null], ['.legend li', '::before']].map(([q, s]) => "
+        f"[...document.querySelectorAll(q)].map(e => {of}))"
+    )
+    assert bars == legend
+    assert len(set(bars)) == 5  # producer and consumer share theirs
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (400, "dark"), (1280, "dark")])

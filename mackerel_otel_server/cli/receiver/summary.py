@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
     from mackerel_otel_server.cli.receiver.traces import Trace
+    from mackerel_otel_server.cli.receiver.tree import Node
 
 # What the list can be searched for, of each trace.
 _SEARCHED_CHARACTERS = 8_000
@@ -42,7 +43,8 @@ def summarise(trace: Trace) -> dict[str, Any]:
         "spans": len(trace.spans),
         "left_out": trace.left_out,
         "errors": len(errors),
-        "error": next(filter(None, map(_error, errors)), ""),
+        # What the request says of itself goes before what a child says, which may have been handled.
+        "error": next(filter(None, map(_error, sorted(errors, key=lambda span: span is not root))), ""),
         "services": sorted({service(span.resource) for span in trace.spans}),
         "worker": _worker(root.resource),
         "text": "\n".join(_searched(trace)).lower(),
@@ -56,6 +58,7 @@ def detail(trace: Trace) -> dict[str, Any]:
     spans = []
     for node in walk(sorted(trace.spans, key=lambda span: span.start_time_unix_nano)):
         span = node.span
+        elsewhere = node.parent is not None and node.parent.resource != span.resource
         if span.resource not in resources:
             resources.append(span.resource)
         spans.append(
@@ -63,7 +66,9 @@ def detail(trace: Trace) -> dict[str, Any]:
                 "id": span.span_id,
                 "depth": node.depth,
                 "orphan": node.orphan,
-                "elsewhere": node.parent is not None and node.parent.resource != span.resource,
+                "elsewhere": elsewhere,
+                # What another host says to have begun before it was asked: its clock is behind by so much at least.
+                "early": _early(node) if elsewhere else 0,
                 "name": full_name(span),
                 "hint": one_line(first(span.attributes, *_HINTS), _HINT_CHARACTERS),
                 "kind": span.kind,
@@ -103,6 +108,10 @@ def _root(spans: Iterable[ReceivedSpan]) -> ReceivedSpan:
 
 def _start(spans: Iterable[ReceivedSpan]) -> int:
     return min(span.start_time_unix_nano for span in spans)
+
+
+def _early(node: Node) -> int:
+    return max(0, node.parent.start_time_unix_nano - node.span.start_time_unix_nano) if node.parent else 0
 
 
 def _worker(resource: Mapping[str, Any]) -> dict[str, str]:
