@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,51 @@ def test_a_signal_ends_the_demo_and_its_server(tmp_path: Path, number: signal.Si
     assert process.returncode == 128 + number, output
     assert "Traceback (most recent" not in output
     assert marked(mark) == set(), output
+
+
+@pytest.mark.parametrize(
+    ("redirected", "status", "said"),
+    [
+        (">&-", 1, "standard output is closed: nothing was done. Send it elsewhere, e.g. > /dev/null\n"),
+        ("> /dev/full", 1, "cannot write the output (No space left on device): make room, or send it elsewhere\n"),
+        (
+            "--web > /dev/full",
+            1,
+            "cannot write the output (No space left on device): make room, or send it elsewhere\n",
+        ),
+        ("2>&- > /dev/null", 0, ""),
+        ("<&- 2> /dev/full > /dev/null", 0, ""),
+        ("| head -1 > /dev/null", 1, ""),
+    ],
+)
+def test_an_output_that_takes_nothing_ends_it_in_one_line_and_other_streams_do_no_harm(
+    tmp_path: Path, redirected: str, status: int, said: str
+) -> None:
+    assert in_shell(tmp_path, f"set -o pipefail; $DEMO {redirected}") == (status, said)
+
+
+def test_it_outlives_its_terminal_under_nohup(tmp_path: Path) -> None:
+    script = "nohup $DEMO <&- > out 2>&1 & p=$!; until grep -q Starting out; do sleep 0.05; done; kill -HUP $p; wait $p"
+    assert in_shell(tmp_path, script) == (0, "")
+    assert "Nothing has left this machine" in (tmp_path / "out").read_text()
+
+
+def in_shell(folder: Path, script: str) -> tuple[int, str]:
+    """Run a script with ``$DEMO`` and return its status and what it and its children have written."""
+    command = f"{shlex.quote(sys.executable)} -m mackerel_otel_server demo"
+    mark = uuid.uuid4().hex
+    result = subprocess.run(
+        ["bash", "-c", script.replace("$DEMO", command)],
+        cwd=folder,
+        env=os.environ | {"PYTHONSAFEPATH": "1", MARK: mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert marked(mark) == set(), result.stdout
+    return result.returncode, result.stdout
 
 
 def test_a_server_that_does_not_come_up_is_explained_with_its_log(tmp_path: Path) -> None:

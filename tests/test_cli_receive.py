@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import socket
 import struct
@@ -14,12 +15,14 @@ import subprocess
 import sys
 import termios
 import threading
+import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from servers import environment, gunicorn
 
 from mackerel_otel_server.cli import main
 from mackerel_otel_server.cli.receiver.http_server import MOST_CONNECTIONS
@@ -221,6 +224,84 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback(tmp_path: Path) -> Non
             process.kill()
 
 
+def in_shell(folder: Path, script: str, timeout: float = TIMEOUT) -> tuple[int, str]:
+    """Run a script with ``$RECEIVE`` and return its status and what it and its children have written."""
+    command = f"{shlex.quote(sys.executable)} -m mackerel_otel_server receive --port 0"
+    result = subprocess.run(
+        ["bash", "-c", script.replace("$RECEIVE", command)],
+        cwd=folder,
+        env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return result.returncode, result.stdout
+
+
+def test_a_reader_that_takes_one_line_and_leaves_ends_it_though_no_trace_comes(tmp_path: Path) -> None:
+    status, output = in_shell(tmp_path, "set -o pipefail; $RECEIVE | head -1")
+    assert (status, output.count("\n")) == (1, 1), output
+    assert output.startswith("receiving on ")
+
+
+@pytest.mark.parametrize("arguments", ["", "--json", "--web-port 0"])
+def test_a_standard_output_that_is_closed_is_one_clear_line(tmp_path: Path, arguments: str) -> None:
+    assert in_shell(tmp_path, f"$RECEIVE {arguments} >&-") == (
+        1,
+        "standard output is closed: nothing was done. Send it elsewhere, e.g. > /dev/null\n",
+    )
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    line = "cannot write the output (No space left on device): make room, or send it elsewhere\n"
+    assert in_shell(tmp_path, "$RECEIVE > /dev/full") == (1, line)
+
+
+def test_a_disk_that_fills_up_later_is_one_clear_line(tmp_path: Path) -> None:
+    with (
+        (tmp_path / "out").open("wb") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "mackerel_otel_server", "receive", "--port", "0", "--json"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},
+            stdout=output,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        ) as process,
+    ):
+        assert process.stderr is not None
+        running = Running(process, process.stderr)
+        try:
+            port = running.port
+            send(port, ("a", 1, 0))
+            # What a process may write to files is limited as on a disk. Python ignores SIGXFSZ.
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, 100))
+            send(port, ("b", 1, 0), trace=2)
+            assert process.wait(TIMEOUT) == 1
+            running.wait_for(r"cannot write the output \(File too large\): make room, or send it elsewhere\n")
+            assert "Traceback" not in running.text
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-", "2> /dev/full"])
+def test_other_streams_that_are_closed_or_full_do_no_harm(tmp_path: Path, closed: str) -> None:
+    script = f"$RECEIVE {closed} > out & p=$!; until grep -q terminal out; do sleep 0.05; done; kill -TERM $p; wait $p"
+    assert in_shell(tmp_path, script) == (0, "")
+    assert (tmp_path / "out").read_text().endswith("received 0 spans in 0 requests\n")
+
+
+def test_it_outlives_its_terminal_under_nohup(tmp_path: Path) -> None:
+    script = (
+        "nohup setsid $RECEIVE <&- > out 2>&1 & p=$!; until grep -q terminal out; do sleep 0.05; done; "
+        "kill -HUP $p; sleep 0.2; kill -TERM $p; wait $p"
+    )
+    assert in_shell(tmp_path, script) == (0, "")
+    assert (tmp_path / "out").read_text().endswith("received 0 spans in 0 requests\n")
+
+
 @contextmanager
 def receive_on_terminal(folder: Path, columns: int, **env: str) -> Iterator[Running]:
     """Run it on a pseudo-terminal of that width."""
@@ -387,6 +468,37 @@ def test_a_hundred_megabytes_are_refused_and_not_held(tmp_path: Path, chunked: b
         assert ask(port, head("Content-Type: application/x-protobuf", framing), *parts) == 413
         assert most_memory(running.process) - before < 30_000_000
         running.wait_for("with 413: the request has more than 6000000 bytes")
+
+
+@pytest.mark.parametrize(
+    ("host", "key"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", False), ("0.0.0.0", True), ("own", False)]
+)
+def test_the_command_that_it_shows_leads_to_it(tmp_path: Path, host: str, key: bool) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            own = probe.getsockname()[0]
+        except OSError:  # no network: nobody else can send
+            own = "127.0.0.1"
+    arguments = ["--host", own if host == "own" else host, *(["--require-key", "made-up"] if key else [])]
+    with receive(tmp_path, *arguments, "--web-port", "0") as running:
+        shown = running.wait_for(r"\n  (\w+=http://.*) gunicorn -c python:mackerel_otel_server\.conf mysite\.wsgi\n")[1]
+        variables = dict(word.split("=", 1) for word in shown.replace("=...", "=made-up").split())
+        if host in {"own", "0.0.0.0"} and not key and own != "127.0.0.1":
+            assert re.fullmatch(
+                rf"http://{re.escape(own)}:\d+/v1/traces", variables["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
+            )
+            assert len(variables) == 1  # no key: over http it would not go there
+            assert " In another terminal, or on another machine:\n" in running.text
+        else:
+            assert set(variables) == {"MACKEREL_OTEL_ENDPOINT", "MACKEREL_APIKEY"}
+        assert ("Spans of other machines will be refused: " in running.text) == key
+        page = running.wait_for(r"in a browser on this machine: (http://127\.0\.0\.1:\d+/)\n")[1]
+        with urllib.request.urlopen(f"{page}traces", timeout=TIMEOUT) as answer:
+            assert json.load(answer)["variables"] == shown
+        with gunicorn(tmp_path, env=environment(None, OTEL_BSP_SCHEDULE_DELAY="100", **variables), workers=1) as server:
+            server.get("/pid")
+            running.wait_for("SERVER GET /pid")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["trees", "json"])

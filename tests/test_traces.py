@@ -162,6 +162,21 @@ def test_a_span_of_another_process_is_marked() -> None:
     assert got["resources"][got["spans"][1]["resource"]]["worker"]["service"] == "stock"
 
 
+def test_a_span_of_another_process_that_starts_before_its_parent_tells_how_far_its_clock_is_behind() -> None:
+    there = {"service.name": "stock", "process.pid": 43}
+    parts = span("a", "1", **at(80)), span("b", "2", "1", resource=there, **at(0)), span("c", "3", "1", **at(70))
+    late = span("d", "4", "1", resource=there, **at(90))
+    early = {s["name"]: s["early"] for s in detail(of(*parts, late))["spans"]}
+    assert early == {"a": 0, "b": 80_000_000, "c": 0, "d": 0}
+
+
+def test_the_list_says_why_the_request_failed_before_why_its_children_did() -> None:
+    query = span("UPDATE", "2", "1", status_code="ERROR", status_message="try again")
+    request = span("GET /", "1", kind="SERVER", status_code="ERROR", events=exception("SoldOutError", "no mackerel"))
+    assert summarise(of(query, request))["error"] == "SoldOutError: no mackerel"
+    assert summarise(of(query, span("GET /", "1", kind="SERVER")))["error"] == "try again"
+
+
 def test_what_json_lacks_is_text_for_the_page() -> None:
     attributes = {"nan": float("nan"), "raw": b"\0", "nothing": None, "list": [1, float("inf")], "lone": "\ud800"}
     got = json.dumps(detail(of(span("a", "1", attributes=attributes))), allow_nan=False)

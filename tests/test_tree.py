@@ -11,6 +11,9 @@ from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
 from mackerel_otel_server.cli.receiver.tree import render
 from mackerel_otel_server.cli.style import columns
 
+# What turns the direction of text: UAX #9, section 2.
+TURNING = [*map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C))]
+
 
 def drawn(*spans: ReceivedSpan, encoding: str = "utf-8") -> list[str]:
     """Return the lines of one trace below its header."""
@@ -84,7 +87,7 @@ def test_an_error_without_exception_shows_its_message() -> None:
     assert line == "  2.00 ms  INTERNAL a  ERROR  gone"
 
 
-@pytest.mark.parametrize("nasty", ["\x1b[2J", "a\r\nb", "\x00", "\u202e", "\x9b", "\u2028"])
+@pytest.mark.parametrize("nasty", ["\x1b[2J", "a\r\nb", "\x00", *TURNING, "\x9b", "\u2028"])
 def test_nothing_in_a_span_reaches_the_terminal_as_a_control_character(nasty: str) -> None:
     lines = render(
         [
@@ -168,3 +171,41 @@ def test_without_a_limit_nothing_more_is_cut() -> None:
 def test_what_went_wrong_stands_before_the_query() -> None:
     failed = span("SELECT", "1", kind="CLIENT", status_code="ERROR", attributes={"db.query.text": "SELECT x"})
     assert drawn(failed) == ["  2.00 ms  CLIENT SELECT  ERROR  SELECT x"]
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (0, "0 ns"),
+        (999, "999 ns"),
+        (1_500, "1.5 µs"),
+        (10_000, "0.01 ms"),
+        (270_000, "0.27 ms"),
+        (100_500_000, "100.50 ms"),
+        (1_234_000_000, "1.23 s"),
+        (60_000_000_000, "1 min"),
+        (123_400_000_000, "2 min 3 s"),
+        (3_600_000_000_000, "1 h"),
+        (11_045_000_000_000, "3 h 4 min"),
+        (183_600_000_000_000, "2 d 3 h"),
+        (-1_500_000, "-1.50 ms"),
+    ],
+)
+def test_durations_are_readable_from_nanoseconds_to_days(nanoseconds: int, text: str) -> None:
+    assert drawn(span("a", "1", start_time_unix_nano=10**18, end_time_unix_nano=10**18 + nanoseconds)) == [
+        f"  {text}  INTERNAL a"
+    ]
+
+
+def test_an_encoding_without_a_micro_sign_gets_a_u() -> None:
+    assert drawn(span("a", "1", end_time_unix_nano=1_700_000_000_000_001_500), encoding="ascii") == [
+        "  1.5 us  INTERNAL a"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(True, "true"), (1.5, "1.5"), (["a", 1], '["a", 1]'), (b"x", "eA=="), (None, "null"), ({"k": "v"}, '{"k": "v"}')],
+)
+def test_what_is_no_text_reads_as_on_the_page(value: object, text: str) -> None:
+    assert drawn(span("a", "1", attributes={"db.query.text": value})) == [f"  2.00 ms  INTERNAL a  {text}"]

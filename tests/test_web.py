@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from making import span
+from making import exception, span
 
 from mackerel_otel_server.cli.receiver.traces import Traces
 from mackerel_otel_server.cli.receiver.web import Web
@@ -151,6 +151,28 @@ def test_a_trace_has_its_spans(web: Web) -> None:
     assert (status, headers["Content-Type"]) == (200, "application/json")
     (got,) = json.loads(body)["spans"]
     assert (got["name"], got["attributes"]) == ("<b>", [["k", "<script>"]])
+
+
+@pytest.mark.parametrize("nasty", [*map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F)), "\x1b"])
+def test_what_turns_the_direction_of_text_is_an_escape(web: Web, nasty: str) -> None:
+    text = f"a{nasty}b"
+    told: dict[str, Any] = {
+        "attributes": {text: [text], "db.query.text": text, "http.route": text},
+        "resource": {"service.name": text},
+    }
+    web.traces.add([span(text, "1", events=exception(text, text), status_code="ERROR", status_message=text, **told)])
+    escape = nasty.encode("unicode_escape").decode()
+    for path in ("/traces", "/traces/t1"):
+        answer = json.dumps(json.loads(get(web, path)[2]), ensure_ascii=False)
+        assert nasty not in answer
+        assert f"a{json.dumps(escape)[1:-1]}b" in answer
+
+
+def test_white_space_and_every_script_stay_as_they_are(web: Web) -> None:
+    text = "a\n\tb 鯖 שלום مرحبا 👩\u200d💻"
+    web.traces.add([span(text, "1", attributes={"k": text})])
+    (got,) = json.loads(get(web, "/traces/t1")[2])["spans"]
+    assert (got["name"], got["attributes"]) == (text, [["k", text]])
 
 
 def test_a_body_is_refused_and_not_read(web: Web) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -281,6 +282,73 @@ def test_everything_can_be_reached_by_keyboard(page: Page, web: Web) -> None:
     page.keys("/")
     page.wait(lambda: page.driver.switch_to.active_element.get_attribute("id") == "search", "the search has the focus")
     assert page.driver.switch_to.active_element.get_attribute("value") == ""
+
+
+def test_durations_are_readable_from_nanoseconds_to_days(page: Page, web: Web) -> None:
+    expected = {
+        "0": 0, "7 ns": 7, "1.5 µs": 1_500, "270 µs": 270_000, "2.34 ms": 2_340_000, "412 ms": 412_000_000,
+        "1.23 s": 1_234_000_000, "2 min 3 s": 123_400_000_000, "3 h 4 min": 11_045_000_000_000,
+        "2 d 3 h": 183_600_000_000_000, "-1.50 ms": -1_500_000,
+    }  # fmt: skip
+    start = 1_700_000_000_000_000_000
+    spans = [
+        span(text, str(n), trace_id=f"{1:032x}", start_time_unix_nano=start + n, end_time_unix_nano=start + n + took)
+        for n, (text, took) in enumerate(expected.items())
+    ]
+    web.traces.add(spans)
+    page.open(web)
+    page.choose("11 spans")
+    page.wait_for(".span .took", "2 d 3 h")
+    assert page.read(".span .took") == page.read(".span .name") == list(expected)
+    page.wait_for(".facts", "2 d 3 h")
+
+
+def test_a_value_of_many_characters_scrolls_by_itself_and_by_keyboard(page: Page, web: Web) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    web.traces.add([request(1, "/", attributes={"long": "SELECT mackerel " * 3_125, "short": "x"})])
+    page.open(web, width=400)
+    page.choose("GET /")
+    page.one(".span").click()
+    box = page.one("td .long")
+    assert box.size["height"] < 300
+    assert page.driver.execute_script("return [arguments[0].scrollWidth <= arguments[0].clientWidth,"
+                                      "arguments[0].scrollHeight > 3000]", box) == [True, True]  # fmt: skip
+    box.send_keys(Keys.END)
+    page.wait(lambda: page.driver.execute_script("return arguments[0].scrollTop > 1000", box), "the value is scrolled")
+    assert len(page.all("td .long")) == 1
+
+
+@pytest.mark.parametrize("width", [400, 640, 861, 900, 1024, 1280])
+def test_the_axis_is_readable_at_every_width(page: Page, web: Web, width: int) -> None:
+    web.traces.add([request(1, "/import", **at(0, 11_045_000)), request(2, "/x", **at(0, 333))])
+    page.open(web, width=width)
+    for route in ("/import", "/x"):
+        page.choose(route)
+        page.wait_for("h2", route)
+        boxes = page.driver.execute_script(
+            "return [...document.querySelectorAll('.ticks > span')].filter(e => e.checkVisibility())"
+            ".map(e => e.getBoundingClientRect()).map(box => [box.left, box.right])"
+        )
+        assert len(boxes) in {3, 5}
+        assert all(right + 4 < left for (_, right), (left, _) in pairwise(boxes)), boxes
+        page.driver.execute_script("location.hash = ''")
+
+
+def test_the_legend_has_the_colours_of_the_bars(page: Page, web: Web) -> None:
+    kinds = ["SERVER", "CLIENT", "INTERNAL", "PRODUCER", "CONSUMER"]
+    web.traces.add([span(kind, f"{n}", trace_id=f"{1:032x}", kind=kind, **at(n)) for n, kind in enumerate(kinds)])
+    web.traces.add([span("ERROR", "9", trace_id=f"{1:032x}", status_code="ERROR", **at(9))])
+    page.open(web)
+    page.choose("6 spans")
+    page.wait_for(".legend", "error")
+    of = "getComputedStyle(e, s).backgroundColor"
+    bars, legend = page.driver.execute_script(
+        f"return [['.span .bar', null], ['.legend li', '::before']].map(([q, s]) => "
+        f"[...document.querySelectorAll(q)].map(e => {of}))"
+    )
+    assert bars == legend
+    assert len(set(bars)) == 5  # producer and consumer share theirs
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (400, "dark"), (1280, "dark")])

@@ -7,10 +7,11 @@ import errno
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mackerel_otel_server import __version__
-from mackerel_otel_server.cli.text import complain
+from mackerel_otel_server.cli.text import OutputError, complain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: After ``--help`` and ``--version``, and with status 2 when the arguments cannot be understood.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if not _has_output():
+        return 1
     try:
         # Within the block: Ctrl-C may come while a sub-command is imported.
         options = _parser(arguments).parse_args(arguments)
@@ -46,15 +49,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of a pipe has left, as in `receive | head`. What Python still holds for it goes nowhere.
         # https://docs.python.org/3/library/signal.html#note-on-sigpipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_nowhere()
         return 1
+    except OutputError as error:
+        return _cannot_write(str(error))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        complain(f"cannot write the output ({error.strerror}): make room, or send it elsewhere")
-        return 1
+        return _cannot_write(str(error.strerror))
     return status
+
+
+def _has_output() -> bool:
+    """Return whether there is a standard output; what else of the three is closed becomes the null device.
+
+    Otherwise the next file that is opened, a socket maybe, would be standard input or error to whoever uses those.
+    """
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)
+    if sys.stdout is None:
+        if sys.stderr is not None:
+            complain("standard output is closed: nothing was done. Send it elsewhere, e.g. > /dev/null")
+        return False
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    return True
+
+
+def _cannot_write(why: str) -> int:
+    _write_nowhere()
+    complain(f"cannot write the output ({why}): make room, or send it elsewhere")
+    return 1
+
+
+def _write_nowhere() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -7,12 +7,13 @@ import signal
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mackerel_otel_server.cli import arguments, demo_server
 from mackerel_otel_server.cli.child import Child
 from mackerel_otel_server.cli.demo_requests import UnansweredError, ask
 from mackerel_otel_server.cli.receiver import web
+from mackerel_otel_server.cli.receiver.attributes import first
 from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 from mackerel_otel_server.cli.receiver.traces import Traces
 from mackerel_otel_server.cli.receiver.tree import show
@@ -76,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(server: str, page: web.Web | None) -> int:
     watch = Watch()
-    before = {number: signal.signal(number, watch.note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup asks for
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, watch.note) for number in numbers}
     try:
         if page:
             say(f"The traces in a browser on this machine: {page.url}")
@@ -163,10 +167,10 @@ def _print_log(lines: Iterable[str]) -> None:
 
 
 def _print_traces(result: Result) -> None:
-    workers: dict[Any, list[ReceivedSpan]] = {}
+    workers: dict[str, list[ReceivedSpan]] = {}
     for span in result.spans:
-        workers.setdefault(span.resource.get("process.pid"), []).append(span)
-    for pid, spans in sorted(workers.items(), key=lambda item: str(item[0])):
+        workers.setdefault(first(span.resource, "process.pid"), []).append(span)
+    for pid, spans in sorted(workers.items()):
         traces = len({span.trace_id for span in spans})
         say(paint(f"Worker {printable(pid)}: {counted(len(spans), 'span')} in {counted(traces, 'trace')}", "bold"))
         say()

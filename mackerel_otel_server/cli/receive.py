@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from mackerel_otel_server.cli import arguments
-from mackerel_otel_server.cli.receiver import web
+from mackerel_otel_server.cli.receiver import addresses, web
 from mackerel_otel_server.cli.receiver.backlog import Backlog, LeftOut
 from mackerel_otel_server.cli.receiver.printing import Lines, Output, Trees
 from mackerel_otel_server.cli.receiver.receiver import API_KEY_HEADER, ReceivedRequest, ReceivedSpan, Receiver
 from mackerel_otel_server.cli.receiver.traces import Traces
-from mackerel_otel_server.cli.text import complain, counted, one_line
+from mackerel_otel_server.cli.text import complain, counted, one_line, reader_has_left
+from mackerel_otel_server.settings.urls import is_loopback
 
 if TYPE_CHECKING:
     import argparse
@@ -93,12 +95,12 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, stop)
     with ExitStack() as stack:
         try:
-            receiver, page = _listen(args, received, stack)
+            endpoint, page = _listen(args, received, stack)
         except _TakenError as error:
             complain(str(error))
             return 1
         output: Output = Lines() if args.json else Trees()
-        _greet(output, receiver.url, page, key=args.require_key)
+        _greet(output, endpoint, page, args)
         _print_until_stopped(received.backlog, output)
         output.tell(str(received))
     return 0
@@ -108,8 +110,11 @@ class _TakenError(Exception):
     """An address cannot be had."""
 
 
-def _listen(args: argparse.Namespace, received: _Received, stack: ExitStack) -> tuple[Receiver, web.Web | None]:
+def _listen(args: argparse.Namespace, received: _Received, stack: ExitStack) -> tuple[str, web.Web | None]:
     """Open the receiver, and the page when there is to be one, until the stack ends.
+
+    Returns:
+        Where applications send to, and the page.
 
     Raises:
         _TakenError: An address cannot be listened on.
@@ -130,21 +135,37 @@ def _listen(args: argparse.Namespace, received: _Received, stack: ExitStack) -> 
             f"cannot listen on {args.host} port {args.port} ({error.strerror or error}): nothing is received. Stop "
             "what listens there, or type: mackerel-otel-server receive --port 0"
         ) from None
+    # Where a key is asked for: the address to which one goes.
+    host = addresses.reachable(args.host) if args.require_key is None else addresses.local(args.host)
+    endpoint = addresses.url(host, receiver.port)
     if received.traces is None:
-        return receiver, None
+        return endpoint, None
     try:
-        return receiver, stack.enter_context(web.Web(received.traces, receiver.url, args.web_port))
+        return endpoint, stack.enter_context(web.Web(received.traces, endpoint, args.web_port, key=_key(args)))
     except OSError as error:
         raise _TakenError(web.taken(error, args.web_port, "receive")) from None
 
 
-def _greet(output: Output, url: str, page: web.Web | None, *, key: str | None) -> None:
-    output.tell(f"receiving on {url}, Ctrl-C ends. In another terminal:")
-    variables = f"MACKEREL_OTEL_ENDPOINT={url} MACKEREL_APIKEY={'made-up' if key is None else '...'}"
+def _greet(output: Output, endpoint: str, page: web.Web | None, args: argparse.Namespace) -> None:
+    others = not is_loopback(urlsplit(endpoint).hostname or "")
+    everywhere = " and every other address of this machine" if addresses.is_wildcard(args.host) else ""
+    place = "another terminal, or on another machine" if others else "another terminal"
+    output.tell(f"receiving on {endpoint}{everywhere}, Ctrl-C ends. In {place}:")
+    variables = addresses.variables(endpoint, key=_key(args))
     output.tell(f"  {variables} gunicorn -c python:mackerel_otel_server.conf mysite.wsgi", "bold")
+    if args.require_key is not None and (others or everywhere):
+        output.tell(
+            "Spans of other machines will be refused: over http their key goes to themselves only. To receive them, "
+            "leave out --require-key",
+            "yellow",
+        )
     if page:
         output.tell(f"The latest traces in a browser on this machine: {page.url}")
     output.tell()
+
+
+def _key(args: argparse.Namespace) -> str:
+    return "made-up" if args.require_key is None else "..."
 
 
 def _print_until_stopped(backlog: Backlog, output: Output) -> None:
@@ -160,6 +181,9 @@ def _print_until_stopped(backlog: Backlog, output: Output) -> None:
         else:
             output.add(event)
         output.print_due(time.monotonic())
+        if reader_has_left():
+            # Known before there is something to write: `receive | head -1` need not wait for a trace that never comes.
+            raise BrokenPipeError
     output.print_due(float("inf"))
 
 

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import select
 import sys
+from contextlib import suppress
+
+
+class OutputError(Exception):
+    """Standard output takes nothing more; the text says why."""
 
 
 def say(line: str = "") -> None:
-    """Print one line at once, so that a pipe sees it too, whatever the output's encoding can carry."""
-    print(encodable(line, stdout_encoding()), flush=True)
+    """Print one line at once, so that a pipe sees it too, whatever the output's encoding can carry.
+
+    Raises:
+        BrokenPipeError: Who reads it has left.
+        OutputError: It cannot be written, e.g. because the disk is full or the terminal is gone.
+    """
+    try:
+        print(encodable(line, stdout_encoding()), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.strerror or str(error)) from None
 
 
 def complain(line: str) -> None:
-    """Print one line to standard error."""
-    print(encodable(line, sys.stderr.encoding or "ascii"), file=sys.stderr, flush=True)
+    """Print one line to standard error, if anybody takes it."""
+    with suppress(OSError):
+        print(encodable(line, sys.stderr.encoding or "ascii"), file=sys.stderr, flush=True)
+
+
+def reader_has_left() -> bool:
+    """Return whether the reader of standard output, where that is a pipe or a terminal, is gone for good."""
+    poll = select.poll()
+    # No events: an error and a hang-up are told always.
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def stdout_encoding() -> str:

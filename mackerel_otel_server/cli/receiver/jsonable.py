@@ -42,9 +42,3 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [jsonable(inner) for inner in value]
     return value
-
-
-def shown(value: Any) -> str:
-    """Return a value as a person reads it: text as it is, also what jsonable() makes text, everything else as JSON."""
-    value = jsonable(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from mackerel_otel_server.cli.receiver import addresses
 from mackerel_otel_server.cli.receiver.http_server import Answer, RefusedError, Request, Server
 from mackerel_otel_server.cli.receiver.spans import ReceivedEvent, ReceivedSpan, TooManySpansError, decode
 from mackerel_otel_server.log import log
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["API_KEY_HEADER", "MAX_BODY_BYTES", "ReceivedEvent", "ReceivedRequest", "ReceivedSpan", "Receiver"]
 
-PATH = "/v1/traces"
 API_KEY_HEADER = "Mackerel-Api-Key"
 CONTENT_TYPE = "application/x-protobuf"
 # Mackerel refuses requests over "6 MB": the smaller reading, so that what fits here fits there.
@@ -119,10 +119,8 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """What an exporter is given, e.g. as MACKEREL_OTEL_ENDPOINT."""
-        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104
-        host = f"[{host}]" if ":" in host else host
-        return f"http://{host}:{self._port}{PATH}"
+        """What an exporter on this machine is given, e.g. as MACKEREL_OTEL_ENDPOINT."""
+        return addresses.url(addresses.local(self._host), self._port)
 
     @property
     def spans(self) -> list[ReceivedSpan]:
@@ -162,8 +160,8 @@ class Receiver:
         return answer
 
     def _accept(self, request: Request) -> list[ReceivedSpan]:
-        if request.path.partition("?")[0] != PATH:
-            raise RefusedError(404, f"only {PATH} is served")
+        if request.path.partition("?")[0] != addresses.PATH:
+            raise RefusedError(404, f"only {addresses.PATH} is served")
         if request.method != "POST":
             raise RefusedError(405, "only POST is served")
         key = request.headers.get(API_KEY_HEADER, "").strip()

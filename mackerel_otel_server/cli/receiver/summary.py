@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mackerel_otel_server.cli.receiver.jsonable import shown
+from mackerel_otel_server.cli.receiver.attributes import exception, first, service, text_of
 from mackerel_otel_server.cli.receiver.tree import full_name, walk
 from mackerel_otel_server.cli.text import one_line
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
     from mackerel_otel_server.cli.receiver.traces import Trace
+    from mackerel_otel_server.cli.receiver.tree import Node
 
 # What the list can be searched for, of each trace.
 _SEARCHED_CHARACTERS = 8_000
@@ -21,6 +22,7 @@ _VALUE_CHARACTERS = 50_000
 # What says more about a span than its name.
 _HINTS = ("db.query.text", "db.statement", "url.full", "http.url")
 _HINT_CHARACTERS = 300
+_ERROR_CHARACTERS = 300
 
 
 def summarise(trace: Trace) -> dict[str, Any]:
@@ -33,16 +35,17 @@ def summarise(trace: Trace) -> dict[str, Any]:
         "version": trace.version,
         "name": root.name,
         "kind": root.kind,
-        "method": _first(root.attributes, "http.request.method", "http.method"),
-        "route": _first(root.attributes, "http.route", "url.path", "http.target"),
-        "status": _first(root.attributes, "http.response.status_code", "http.status_code"),
+        "method": first(root.attributes, "http.request.method", "http.method"),
+        "route": first(root.attributes, "http.route", "url.path", "http.target"),
+        "status": first(root.attributes, "http.response.status_code", "http.status_code"),
         "start": _start(trace.spans) / 1e6,
         "duration": max(span.end_time_unix_nano for span in trace.spans) - _start(trace.spans),
         "spans": len(trace.spans),
         "left_out": trace.left_out,
         "errors": len(errors),
-        "error": next(filter(None, map(_error, errors)), ""),
-        "services": sorted({_service(span.resource) for span in trace.spans}),
+        # What the request says of itself goes before what a child says, which may have been handled.
+        "error": next(filter(None, map(_error, sorted(errors, key=lambda span: span is not root))), ""),
+        "services": sorted({service(span.resource) for span in trace.spans}),
         "worker": _worker(root.resource),
         "text": "\n".join(_searched(trace)).lower(),
     }
@@ -55,6 +58,7 @@ def detail(trace: Trace) -> dict[str, Any]:
     spans = []
     for node in walk(sorted(trace.spans, key=lambda span: span.start_time_unix_nano)):
         span = node.span
+        elsewhere = node.parent is not None and node.parent.resource != span.resource
         if span.resource not in resources:
             resources.append(span.resource)
         spans.append(
@@ -62,9 +66,11 @@ def detail(trace: Trace) -> dict[str, Any]:
                 "id": span.span_id,
                 "depth": node.depth,
                 "orphan": node.orphan,
-                "elsewhere": node.parent is not None and node.parent.resource != span.resource,
+                "elsewhere": elsewhere,
+                # What another host says to have begun before it was asked: its clock is behind by so much at least.
+                "early": _early(node) if elsewhere else 0,
                 "name": full_name(span),
-                "hint": one_line(_first(span.attributes, *_HINTS), _HINT_CHARACTERS),
+                "hint": one_line(first(span.attributes, *_HINTS), _HINT_CHARACTERS),
                 "kind": span.kind,
                 "scope": span.scope,
                 "offset": span.start_time_unix_nano - start,
@@ -104,34 +110,25 @@ def _start(spans: Iterable[ReceivedSpan]) -> int:
     return min(span.start_time_unix_nano for span in spans)
 
 
-def _first(attributes: Mapping[str, Any], *names: str) -> str:
-    return next((shown(attributes[name]) for name in names if name in attributes), "")
-
-
-def _service(resource: Mapping[str, Any]) -> str:
-    return shown(resource.get("service.name", "unknown_service"))
+def _early(node: Node) -> int:
+    return max(0, node.parent.start_time_unix_nano - node.span.start_time_unix_nano) if node.parent else 0
 
 
 def _worker(resource: Mapping[str, Any]) -> dict[str, str]:
     return {
-        "service": _service(resource),
-        "host": _first(resource, "host.name"),
-        "pid": _first(resource, "process.pid"),
-        "instance": _first(resource, "service.instance.id"),
+        "service": service(resource),
+        "host": first(resource, "host.name"),
+        "pid": first(resource, "process.pid"),
+        "instance": first(resource, "service.instance.id"),
     }
 
 
 def _error(span: ReceivedSpan) -> str:
-    for event in reversed(span.events):
-        if event.name == "exception":
-            kind = _first(event.attributes, "exception.type") or "exception"
-            message = _first(event.attributes, "exception.message")
-            return f"{kind}: {message}"[:300] if message else kind
-    return span.status_message[:300]
+    return (exception(span) or span.status_message)[:_ERROR_CHARACTERS]
 
 
 def _pairs(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _cut(shown(value))) for name, value in sorted(attributes.items())]
+    return [(name, _cut(text_of(value))) for name, value in sorted(attributes.items())]
 
 
 def _cut(text: str) -> str:
@@ -154,7 +151,7 @@ def _texts(trace: Trace) -> Iterator[str]:
     yield trace.id
     for span in trace.spans:
         yield span.name
-        yield from (_service(span.resource), *_worker(span.resource).values())
+        yield from (service(span.resource), *_worker(span.resource).values())
         yield _error(span)
     for span in trace.spans:
-        yield from map(shown, span.attributes.values())
+        yield from map(text_of, span.attributes.values())

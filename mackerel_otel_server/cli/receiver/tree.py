@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mackerel_otel_server.cli import style
+from mackerel_otel_server.cli.receiver import attributes
+from mackerel_otel_server.cli.receiver.durations import took
 from mackerel_otel_server.cli.style import Part
 from mackerel_otel_server.cli.text import encodable, one_line, printable, say, stdout_encoding
 
@@ -71,18 +73,19 @@ def render(spans: Iterable[ReceivedSpan], *, encoding: str = "utf-8", limit: int
         Lines without line ends, with colours where standard output is a terminal that wants them.
     """
     traces: dict[str, list[ReceivedSpan]] = {}
+    micro = "µ" if encodable("µ", encoding) == "µ" else "u"
     for span in sorted(spans, key=lambda span: span.start_time_unix_nano):
         traces.setdefault(span.trace_id, []).append(span)
     for trace in traces.values():
-        for line in _lines(list(walk(trace, encoding)), limit):
+        for line in _lines(list(walk(trace, encoding)), limit, micro):
             parts = [Part(encodable(part.text, encoding), part.styles) for part in line]
             yield style.paint_parts(style.fitted(parts, limit))
         yield ""
 
 
-def _lines(nodes: list[Node], limit: int | None) -> Iterator[list[Part]]:
+def _lines(nodes: list[Node], limit: int | None, micro: str) -> Iterator[list[Part]]:
     yield from _wrapped(_header(nodes[0].span, limit), limit)
-    durations = [f"{_milliseconds(node.span):.2f} ms" for node in nodes]
+    durations = [took(node.span.end_time_unix_nano - node.span.start_time_unix_nano, micro=micro) for node in nodes]
     width = max(map(len, durations))
     for node, duration in zip(nodes, durations, strict=True):
         branches = Part(_shortened(node.prefix, limit), ("dim",))
@@ -169,11 +172,11 @@ def _header(root: ReceivedSpan, limit: int | None) -> list[Part]:
 
 
 def _service(span: ReceivedSpan) -> str:
-    return printable(span.resource.get("service.name", "unknown_service"))
+    return printable(attributes.service(span.resource))
 
 
 def _pid(span: ReceivedSpan) -> str:
-    return f"pid {printable(span.resource.get('process.pid', '?'))}"
+    return f"pid {printable(attributes.first(span.resource, 'process.pid') or '?')}"
 
 
 def _process(span: ReceivedSpan) -> str:
@@ -187,16 +190,15 @@ def _describe(node: Node, limit: int | None) -> list[Part]:
     kind = "" if _is_narrow(limit) else f"{span.kind} "
     parts = [Part(f"{kind}{one_line(full_name(span), _NAME_LIMIT)}", emphasis + error)]
     if span.kind == "SERVER":
-        status = _first(span.attributes, "http.response.status_code", "http.status_code")
+        status = _first(span, "http.response.status_code", "http.status_code")
         parts += [Part(text, _status_style(text)) for text in status]
     if error:
         parts.append(Part("ERROR", ("bold", *error)))
-    exception = _exception(span)
-    if exception or span.status_message:
-        parts.append(Part(exception or one_line(span.status_message, _TEXT_LIMIT), error))
+    if why := attributes.exception(span) or span.status_message:
+        parts.append(Part(one_line(why, _TEXT_LIMIT), error))
     # Last, because a narrow terminal cuts what is last.
     if span.kind != "SERVER":
-        parts += [Part(text, ("cyan",)) for text in _first(span.attributes, "db.query.text", "db.statement")]
+        parts += [Part(text, ("cyan",)) for text in _first(span, "db.query.text", "db.statement")]
     if node.orphan:
         parts.append(Part("(parent not received)", ("yellow",)))
     if node.parent and _process(node.parent) != _process(span):
@@ -210,24 +212,12 @@ def _status_style(status: str) -> tuple[str, ...]:
 
 def full_name(span: ReceivedSpan) -> str:
     """Return the name; of a request without a route, whose name is the method alone, also the path."""
-    path = span.attributes.get("url.path")
+    path = attributes.first(span.attributes, "url.path")
     is_bare = span.kind == "SERVER" and path and "http.route" not in span.attributes and "/" not in span.name
     return f"{span.name} {path}" if is_bare else span.name
 
 
-def _first(attributes: dict[str, Any], *names: str) -> list[str]:
-    """Return the first attribute that is there, newer name first, as a list of at most one."""
-    return [one_line(attributes[name], _TEXT_LIMIT) for name in names if name in attributes][:1]
-
-
-def _exception(span: ReceivedSpan) -> str:
-    for event in reversed(span.events):
-        if event.name == "exception":
-            kind = event.attributes.get("exception.type", "exception")
-            message = event.attributes.get("exception.message", "")
-            return one_line(f"{kind}: {message}" if message else kind, _TEXT_LIMIT)
-    return ""
-
-
-def _milliseconds(span: ReceivedSpan) -> float:
-    return (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
+def _first(span: ReceivedSpan, *names: str) -> list[str]:
+    """Return the first attribute that is there, on a short line, as a list of at most one."""
+    text = attributes.first(span.attributes, *names)
+    return [one_line(text, _TEXT_LIMIT)] if text else []

@@ -12,6 +12,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from mackerel_otel_server.cli.receiver.addresses import LOOPBACK, variables
+from mackerel_otel_server.cli.receiver.attributes import visible
 from mackerel_otel_server.cli.receiver.http_server import Answer, RefusedError, Request, Server
 from mackerel_otel_server.cli.receiver.summary import detail, summarise
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from mackerel_otel_server.cli.receiver.traces import Traces
 
-HOST = "127.0.0.1"
+HOST = LOOPBACK
 DEFAULT_PORT = 4319
 # An answer without news after that long keeps connections from looking dead.
 POLL_SECONDS = 25.0
@@ -61,12 +63,14 @@ class Web:
         traces: What it shows.
         endpoint: Where an application may send its own; empty: nowhere.
         port: Port to listen on, 0 for any free one.
+        key: What stands for the API key in the command that the page shows.
     """
 
-    def __init__(self, traces: Traces, endpoint: str, port: int = 0) -> None:
+    def __init__(self, traces: Traces, endpoint: str, port: int = 0, *, key: str = "made-up") -> None:
         """Remember the arguments; nothing is bound yet."""
         self.traces = traces
         self._endpoint = endpoint
+        self._variables = variables(endpoint, key=key)
         self._port = port
         self._server: Server | None = None
 
@@ -132,6 +136,7 @@ class Web:
                 "version": news.version,
                 "oldest": news.oldest,
                 "endpoint": self._endpoint,
+                "variables": self._variables,
                 "traces": [summarise(trace) for trace in news.traces],
             }
         )
@@ -147,7 +152,7 @@ def _check_origin(request: Request) -> None:
 
 
 def _json(value: Any) -> Answer:
-    return Answer(200, _HEADERS | {"Content-Type": "application/json"}, json.dumps(value).encode())
+    return Answer(200, _HEADERS | {"Content-Type": "application/json"}, json.dumps(visible(value)).encode())
 
 
 @cache
