@@ -144,9 +144,13 @@ def test_an_output_that_takes_nothing_ends_it_in_one_line_and_other_streams_do_n
 
 
 def test_it_outlives_its_terminal_under_nohup(tmp_path: Path) -> None:
-    script = "nohup $DEMO <&- > out 2>&1 & p=$!; until grep -q Starting out; do sleep 0.05; done; kill -HUP $p; wait $p"
+    script = "nohup $DEMO <&- > out 2>&1 & p=$!; wait_for Starting; kill -HUP $p; wait $p"
     assert in_shell(tmp_path, script) == (0, "")
     assert "Nothing has left this machine" in (tmp_path / "out").read_text()
+
+
+# A shell function that waits for a word in the file "out", and not for ever.
+WAIT = "wait_for() { for _ in {1..600}; do grep -qs $1 out && break; sleep 0.05; done; }"
 
 
 def in_shell(folder: Path, script: str) -> tuple[int, str]:
@@ -154,7 +158,7 @@ def in_shell(folder: Path, script: str) -> tuple[int, str]:
     command = f"{shlex.quote(sys.executable)} -m mackerel_otel_server demo"
     mark = uuid.uuid4().hex
     result = subprocess.run(
-        ["bash", "-c", script.replace("$DEMO", command)],
+        ["bash", "-c", f"{WAIT}\n{script}".replace("$DEMO", command)],
         cwd=folder,
         env=os.environ | {"PYTHONSAFEPATH": "1", MARK: mark},
         stdout=subprocess.PIPE,

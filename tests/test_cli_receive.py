@@ -224,11 +224,15 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback(tmp_path: Path) -> Non
             process.kill()
 
 
+# A shell function that waits for a word in the file "out", and not for ever.
+WAIT = "wait_for() { for _ in {1..600}; do grep -qs $1 out && break; sleep 0.05; done; }"
+
+
 def in_shell(folder: Path, script: str, timeout: float = TIMEOUT) -> tuple[int, str]:
     """Run a script with ``$RECEIVE`` and return its status and what it and its children have written."""
     command = f"{shlex.quote(sys.executable)} -m mackerel_otel_server receive --port 0"
     result = subprocess.run(
-        ["bash", "-c", script.replace("$RECEIVE", command)],
+        ["bash", "-c", f"{WAIT}\n{script}".replace("$RECEIVE", command)],
         cwd=folder,
         env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"},
         stdout=subprocess.PIPE,
@@ -288,14 +292,14 @@ def test_a_disk_that_fills_up_later_is_one_clear_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-", "2> /dev/full"])
 def test_other_streams_that_are_closed_or_full_do_no_harm(tmp_path: Path, closed: str) -> None:
-    script = f"$RECEIVE {closed} > out & p=$!; until grep -q terminal out; do sleep 0.05; done; kill -TERM $p; wait $p"
+    script = f"$RECEIVE {closed} > out & p=$!; wait_for terminal; kill -TERM $p; wait $p"
     assert in_shell(tmp_path, script) == (0, "")
     assert (tmp_path / "out").read_text().endswith("received 0 spans in 0 requests\n")
 
 
 def test_it_outlives_its_terminal_under_nohup(tmp_path: Path) -> None:
     script = (
-        "nohup setsid $RECEIVE <&- > out 2>&1 & p=$!; until grep -q terminal out; do sleep 0.05; done; "
+        "nohup setsid $RECEIVE <&- > out 2>&1 & p=$!; wait_for terminal; "
         "kill -HUP $p; sleep 0.2; kill -TERM $p; wait $p"
     )
     assert in_shell(tmp_path, script) == (0, "")

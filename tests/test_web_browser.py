@@ -319,6 +319,46 @@ def test_a_value_of_many_characters_scrolls_by_itself_and_by_keyboard(page: Page
     assert len(page.all("td .long")) == 1
 
 
+# https://www.w3.org/TR/WCAG22/#contrast-minimum: of each element with text of its own, over all backgrounds below it.
+CONTRASTS = """
+const parts = (colour) => {
+  const numbers = colour.match(/[\\d.]+/g).map(Number);
+  const [r, g, b, alpha = 1] = colour.startsWith("color(") ? numbers.map((n, i) => i < 3 ? n * 255 : n) : numbers;
+  return {rgb: [r, g, b], alpha};
+};
+const over = (above, below) => above.rgb.map((n, i) => n * above.alpha + below[i] * (1 - above.alpha));
+const light = (rgb) => rgb.map((n) => n / 255).map((n) => n <= 0.04045 ? n / 12.92 : ((n + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, n, i) => sum + n * [0.2126, 0.7152, 0.0722][i], 0);
+const ground = (element) => element === null ? [255, 255, 255]
+  : over(parts(getComputedStyle(element).backgroundColor), ground(element.parentElement));
+return [...document.querySelectorAll("body *")]
+  .filter((e) => e.checkVisibility() && [...e.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+  .map((e) => {
+    const below = ground(e), text = over(parts(getComputedStyle(e).color), below);
+    const [less, more] = [light(below), light(text)].sort((a, b) => a - b);
+    return [(more + 0.05) / (less + 0.05), `${e.tagName}.${e.className} ${e.innerText.slice(0, 20)}`];
+  });
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_stands_out_from_its_ground(page: Page, web: Web, scheme: str) -> None:
+    for number, status in enumerate((200, 302, 404, 500), 1):
+        attributes = {"http.request.method": "GET", "http.route": f"/{status}", "http.response.status_code": status}
+        failed = {"status_code": "ERROR", "events": exception("SoldOutError", "no mackerel")} if status == 500 else {}
+        child = span("child", f"c{number}", f"{number:016x}", trace_id=f"{number:032x}", resource={"service.name": "b"})
+        web.traces.add([request(number, f"/{status}", attributes=attributes, **failed), child])
+    page.open(web, scheme=scheme)
+    for status in (200, 302, 404, 500):
+        page.choose(f"/{status}")
+        page.wait_for("h2", f"/{status}")
+        # What has just arrived fades in.
+        page.wait(lambda: not page.driver.execute_script("return document.getAnimations().length"), "no animation")
+        contrasts = page.driver.execute_script(CONTRASTS)
+        assert len(contrasts) > 40
+        assert [found for found in contrasts if found[0] < 4.5] == []
+
+
 @pytest.mark.parametrize("width", [400, 640, 861, 900, 1024, 1280])
 def test_the_axis_is_readable_at_every_width(page: Page, web: Web, width: int) -> None:
     web.traces.add([request(1, "/import", **at(0, 11_045_000)), request(2, "/x", **at(0, 333))])
