@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import fcntl
 import gzip
 import http.client
@@ -19,12 +20,16 @@ import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from servers import environment, gunicorn
 
+from mackerel_otel_server import settings
 from mackerel_otel_server.cli import main
+from mackerel_otel_server.cli import receive as receive_command
+from mackerel_otel_server.cli.receiver import addresses
 from mackerel_otel_server.cli.receiver.http_server import MOST_CONNECTIONS
 
 if TYPE_CHECKING:
@@ -474,35 +479,51 @@ def test_a_hundred_megabytes_are_refused_and_not_held(tmp_path: Path, chunked: b
         running.wait_for("with 413: the request has more than 6000000 bytes")
 
 
-@pytest.mark.parametrize(
-    ("host", "key"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", False), ("0.0.0.0", True), ("own", False)]
-)
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
+@pytest.mark.parametrize("key", [False, True], ids=["any key", "this key"])
 def test_the_command_that_it_shows_leads_to_it(tmp_path: Path, host: str, key: bool) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            own = probe.getsockname()[0]
-        except OSError:  # no network: nobody else can send
-            own = "127.0.0.1"
-    arguments = ["--host", own if host == "own" else host, *(["--require-key", "made-up"] if key else [])]
+    arguments = ["--host", host, *(["--require-key", "made-up"] if key else [])]
     with receive(tmp_path, *arguments, "--web-port", "0") as running:
-        shown = running.wait_for(r"\n  (\w+=http://.*) gunicorn -c python:mackerel_otel_server\.conf mysite\.wsgi\n")[1]
-        variables = dict(word.split("=", 1) for word in shown.replace("=...", "=made-up").split())
-        if host in {"own", "0.0.0.0"} and not key and own != "127.0.0.1":
-            assert re.fullmatch(
-                rf"http://{re.escape(own)}:\d+/v1/traces", variables["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
-            )
-            assert len(variables) == 1  # no key: over http it would not go there
-            assert " In another terminal, or on another machine:\n" in running.text
-        else:
-            assert set(variables) == {"MACKEREL_OTEL_ENDPOINT", "MACKEREL_APIKEY"}
-        assert ("Spans of other machines will be refused: " in running.text) == key
         page = running.wait_for(r"in a browser on this machine: (http://127\.0\.0\.1:\d+/)\n")[1]
+        shown = running.wait_for(r"\n  (\w+=http://.*) gunicorn -c python:mackerel_otel_server\.conf mysite\.wsgi\n")[1]
         with urllib.request.urlopen(f"{page}traces", timeout=TIMEOUT) as answer:
             assert json.load(answer)["variables"] == shown
+        variables = dict(word.split("=", 1) for word in shown.replace("=...", "=made-up").split())
+        assert set(variables) == {"MACKEREL_OTEL_ENDPOINT", "MACKEREL_APIKEY"}
+        assert "other machine" not in running.text
         with gunicorn(tmp_path, env=environment(None, OTEL_BSP_SCHEDULE_DELAY="100", **variables), workers=1) as server:
             server.get("/pid")
             running.wait_for("SERVER GET /pid")
+
+
+class Told:
+    """An output, of which only what it is told is looked at."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def tell(self, line: str = "", *_styles: str) -> None:
+        self.text += f"{line}\n"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.7", "2001:db8::7", "traces.example.com"])
+@pytest.mark.parametrize("key", [None, "made-up"])
+def test_the_command_for_other_machines(host: str, key: str | None) -> None:
+    # Looked at without listening, which the tests do on loopback only.
+    reachable = addresses.reachable(host) if key is None else addresses.local(host)
+    endpoint = addresses.url(reachable, 4318)
+    told = Told()
+    receive_command.greet(told, endpoint, None, argparse.Namespace(host=host, require_key=key))  # type: ignore[arg-type]
+    alone = reachable in {"127.0.0.1", "::1"}
+    assert ("or on another machine" in told.text) != alone
+    assert ("and every other address of this machine" in told.text) == (host in {"0.0.0.0", "::", ""})
+    assert ("Spans of other machines will be refused" in told.text) == (key is not None)
+    # No key goes to another machine over http: an application that had one would be off.
+    name = "MACKEREL_OTEL_ENDPOINT" if alone else "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    assert f"\n  {name}={endpoint} " in told.text
+    assert ("MACKEREL_APIKEY=" in told.text) == alone
+    assert urlsplit(endpoint).hostname not in {"0.0.0.0", "::", ""}
+    assert settings.read({name: endpoint, **({"MACKEREL_APIKEY": "made-up"} if alone else {})}).endpoint == endpoint
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["trees", "json"])

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             complain(str(error))
             return 1
         output: Output = Lines() if args.json else Trees()
-        _greet(output, endpoint, page, args)
+        greet(output, endpoint, page, args)
         _print_until_stopped(received.backlog, output)
         output.tell(str(received))
     return 0
@@ -146,7 +146,8 @@ def _listen(args: argparse.Namespace, received: _Received, stack: ExitStack) -> 
         raise _TakenError(web.taken(error, args.web_port, "receive")) from None
 
 
-def _greet(output: Output, endpoint: str, page: web.Web | None, args: argparse.Namespace) -> None:
+def greet(output: Output, endpoint: str, page: web.Web | None, args: argparse.Namespace) -> None:
+    """Say where it receives, and what to type there."""
     others = not is_loopback(urlsplit(endpoint).hostname or "")
     everywhere = " and every other address of this machine" if addresses.is_wildcard(args.host) else ""
     place = "another terminal, or on another machine" if others else "another terminal"
