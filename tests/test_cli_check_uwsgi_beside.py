@@ -244,7 +244,7 @@ def test_what_the_master_s_threshold_means_for_killed_requests(check: Check, mon
     check().has("OK", "a request is killed after 30 s")
 
 
-def environment_of_debian(tmp_path: Path, python: str = "/usr/bin/python3") -> Path:
+def virtual_environment(tmp_path: Path, python: str = "/usr/bin/python3") -> Path:
     folder = tmp_path / "venv"
     subprocess.run([python, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=100)
     return folder
@@ -254,27 +254,28 @@ needs_debian = pytest.mark.skipif(debian_uwsgi() is None, reason="Debian's Pytho
 
 
 @needs_debian
-@pytest.mark.parametrize("has_package", [True, False])
-@pytest.mark.parametrize("line", ["virtualenv", "home", "pythonpath", "none"])
+@pytest.mark.parametrize(
+    ("line", "has_package"),
+    # Debian's own Python has it nowhere.
+    [*((line, has) for line in ("virtualenv", "home", "pythonpath") for has in (True, False)), ("none", False)],
+)
 def test_debian_s_plugin_traces_where_this_package_is_installed_for_its_python(
     check: Check, tmp_path: Path, receiver: Receiver, line: str, has_package: bool
 ) -> None:
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     ini = f"plugin = python3\n{DOOR}"
     if line in ("virtualenv", "home"):
-        folder = environment_of_debian(tmp_path)
+        folder = virtual_environment(tmp_path)
         if has_package:
             (folder / "lib" / "python3.11" / "site-packages" / "more.pth").write_text(packages)
         ini += f"{line} = {folder}\n"
     elif line == "pythonpath":
         ini += f"pythonpath = {packages if has_package else tmp_path}\n"
-    elif has_package:
-        pytest.skip("Debian's own Python has it nowhere")
     result = check("--config", "x.ini", files={"x.ini": f"[uwsgi]\n{ini}"})
     if has_package:
         result.has("OK", "mackerel-otel-server is installed for")
     else:
-        result.has("FAIL", "mackerel-otel-server is not installed for", "no request is traced")
+        result.has("FAIL", "mackerel-otel-server is not installed for", "no request is traced", "-m pip install")
     (tmp_path / "site_.py").write_text(PLAIN)
     spans, log = serve(tmp_path, receiver, f"{ini}module = site_\n", "/", program=[DEBIAN_UWSGI])
     assert len(spans) == has_package, log
@@ -285,19 +286,35 @@ def test_debian_s_plugin_traces_where_this_package_is_installed_for_its_python(
 def test_a_virtual_environment_that_is_none_or_another_python_s(check: Check, tmp_path: Path) -> None:
     ini = f"plugin = python3\n{DOOR}virtualenv = {tmp_path / 'nowhere'}\n"
     result = check("--config", "x.ini", files={"x.ini": f"[uwsgi]\n{ini}"})
-    result.has("FAIL", f"virtualenv = {tmp_path / 'nowhere'} is no virtual environment", "does not start", "-m venv")
+    result.has("FAIL", f"virtualenv = {tmp_path / 'nowhere'} is no virtual environment", "does not start", "correct")
     assert "No module named 'encodings'" in refuses(tmp_path, ini, [DEBIAN_UWSGI])
     (folder := tmp_path / "other" / "bin").mkdir(parents=True)
-    (folder / "python").write_text("#!/bin/sh\necho 3 9 1\n")
+    (folder / "python").write_text("#!/bin/sh\nprintf '3.9\\n/usr\\nTrue\\n'\n")
     (folder / "python").chmod(0o755)
     result = check(
         "--config", "x.ini", files={"x.ini": f"[uwsgi]\nplugins = logfile, python311\n{DOOR}virtualenv = other\n"}
     )
-    result.has("FAIL", "other has Python 3.9, and uWSGI's plugin python311 is Python 3.11", "no request is traced")
+    result.has("FAIL", "other has Python 3.9, and uWSGI's plugin is Python 3.11", "no request is traced")
+    (folder / "python").write_text("#!/bin/sh\nprintf '3.11\\n/opt/python\\nTrue\\n'\n")
+    result = check("--config", "x.ini")
+    result.has("WARN", "other was made by the Python in /opt/python", "the one in /usr", "/usr/bin/python3 -m venv")
+
+
+@needs_debian
+def test_debian_s_uwsgi_without_its_plugin_runs_no_python(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mackerel_otel_server.cli.inspection import versions
+
+    monkeypatch.setattr(versions, "uwsgi_version", lambda: "2.0.21-debian")
+    ini = f"{DOOR}module = site_\n"
+    result = check("--config", "x.ini", files={"x.ini": f"[uwsgi]\n{ini}"})
+    result.has("WARN", "has no line plugin = python3", "it runs no Python", "add this line above")
+    assert "Python version" not in refuses(tmp_path, f"{ini}need-app = true\n", [DEBIAN_UWSGI])
 
 
 def test_pyuwsgi_is_part_of_its_own_python_and_takes_no_other(check: Check, tmp_path: Path, receiver: Receiver) -> None:
-    folder = environment_of_debian(tmp_path, sys.executable)
+    folder = virtual_environment(tmp_path, sys.executable)
     ini = f"{DOOR}virtualenv = {folder}\n"
     assert check(files={"x.ini": f"[uwsgi]\n{ini}"}).levels() == {"OK"}
     spans, log = serve(tmp_path, receiver, f"{ini}module = plain\n", "/")

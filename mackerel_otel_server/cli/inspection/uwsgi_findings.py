@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli.inspection import applications, uwsgi_python
+from mackerel_otel_server.cli.inspection import applications, uwsgi_python, versions
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.cli.inspection.gunicorn_findings import KEY_VARIABLES, shutdown_timeout, user
 
@@ -36,15 +36,16 @@ _MERCY: Final = 60
 """Seconds that uWSGI waits for a worker at a reload or at its end, unless told otherwise."""
 
 
-def findings(ini: Ini, environ: Mapping[str, str], folder: str, version: tuple[int, ...] | None) -> list[Finding]:
+def findings(ini: Ini, environ: Mapping[str, str], folder: str, installed: str | None) -> list[Finding]:
     """Look at one configuration.
 
     Args:
         ini: As uWSGI reads it.
         environ: The environment of the workers.
         folder: The working directory of the server.
-        version: Of the uWSGI that is installed; None if that is not known.
+        installed: The version of the uWSGI that is installed; None if that is not known.
     """
+    version = versions.numbers(installed)
     look = "look into the log of the server, where each worker says that it traces, as whom and to where"
     not_known = [Finding("WARN", sentence, "what it says is not known here", look) for sentence in ini.not_understood]
     if (emperor := ini.last("emperor")) and application(ini) is None and not ini.all("mount"):
@@ -55,7 +56,7 @@ def findings(ini: Ini, environ: Mapping[str, str], folder: str, version: tuple[i
         *_placeholders(ini, environ),
         *_chdir(ini, start),
         *_import(ini, folder),
-        *uwsgi_python.findings(ini, environ, folder),
+        *uwsgi_python.findings(ini, environ, folder, installed),
         *_threads(ini, version),
         *_master(ini),
         *_async(ini),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,56 +20,98 @@ HOMES: Final = ("virtualenv", "venv", "home", "pyhome")
 PATHS: Final = ("pythonpath", "python-path", "pp")
 _PLUGINS: Final = ("plugin", "plugins", "need-plugin", "need-plugins")
 _SECONDS: Final = 10.0
-_QUESTION: Final = (
-    "import sys, importlib.util as util\n"
-    "print(*sys.version_info[:2], int(util.find_spec('mackerel_otel_server') is not None))"
-)
+_QUESTION: Final = """
+import importlib.util, os, sys
+print("%d.%d" % sys.version_info[:2])
+print(os.path.realpath(sys.base_prefix))
+print(importlib.util.find_spec("mackerel_otel_server") is not None)
+"""
+_DEBIAN: Final = "debian"
+_NOT_TRACED: Final = "the import fails, uWSGI goes on, and no request is traced"
 
 
-def findings(ini: Ini, environ: Mapping[str, str], folder: str) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class _Python:
+    version: str
+    base: str
+    """The folder that it was installed in, of which a virtual environment is made."""
+    has_package: bool
+
+
+def findings(ini: Ini, environ: Mapping[str, str], folder: str, installed: str | None) -> Iterator[Finding]:
     """Look for this package where that Python looks; what pyuwsgi runs is the Python that it is installed for.
 
     Args:
         ini: As uWSGI reads it.
         environ: The environment of the workers.
         folder: The working directory of the workers.
+        installed: The version of the uWSGI that is installed.
     """
     plugin, home = _plugin(ini), ini.last(*HOMES)
-    if plugin is None and (home is None or _is_pyuwsgi()):
-        return
-    python = Path(folder, home, "bin", "python") if home else _of_system(plugin or "")
-    answer = _ask(python, [str(Path(folder, path)) for path in ini.all(*PATHS)], environ, folder)
-    if answer is None:
-        if home:
-            yield Finding(
-                "FAIL",
-                f"{_option(ini)} = {home} is no virtual environment: {python} cannot be run",
-                "uWSGI does not start, or it traces nothing",
-                f"correct that line, or python3 -m venv {home}",
-            )
-        return
-    version, has_package = answer
-    wanted = _version(plugin)
-    if home and wanted is not None and version != wanted:
+    if plugin is None and installed is not None and _DEBIAN in installed:
         yield Finding(
-            "FAIL",
-            f"{home} has Python {_dotted(version)}, and uWSGI's plugin {plugin} is Python {_dotted(wanted)}",
-            "it finds no package there: no request is traced",
-            f"make {home} with Python {_dotted(wanted)}, and install mackerel-otel-server into it",
+            "WARN",
+            f"{ini.files[0]} has no line plugin = python3, and the uWSGI that is installed is Debian's ({installed})",
+            "it runs no Python, unless its command line names the plugin",
+            "add this line above the others: plugin = python3",
         )
-    elif not has_package:
-        where = home or f"{python}, which uWSGI's plugin {plugin} runs without a line virtualenv = FOLDER"
-        cure = f"{python} -m pip install mackerel-otel-server"
-        if not home and sys.prefix != sys.base_prefix:
-            cure = f"add this line: virtualenv = {sys.prefix}"
+    elif plugin is not None:
+        yield from _findings_of_plugin(ini, environ, folder, plugin)
+    elif home is not None and not _is_pyuwsgi():
+        yield from _findings_of_home(ini, environ, folder, home, None)
+
+
+def _findings_of_plugin(ini: Ini, environ: Mapping[str, str], folder: str, plugin: str) -> Iterator[Finding]:
+    home, python = ini.last(*HOMES), _of_system(plugin)
+    of_system = _ask(python, ini, environ, folder)
+    if home is not None:
+        yield from _findings_of_home(ini, environ, folder, home, of_system)
+    elif of_system is None:
+        return  # that is for Debian's package manager to mend
+    elif of_system.has_package:
+        yield Finding("OK", f"mackerel-otel-server is installed for {python}")
+    else:
         yield Finding(
             "FAIL",
-            f"mackerel-otel-server is not installed for {where}",
-            "the import fails, uWSGI goes on, and no request is traced",
-            cure,
+            f"there is no line virtualenv = FOLDER, and mackerel-otel-server is not installed for {python}, which "
+            f"uWSGI's plugin {plugin} runs",
+            _NOT_TRACED,
+            f"add the line virtualenv = FOLDER, with a folder made by these commands:\n{python} -m venv FOLDER\n"
+            "FOLDER/bin/python -m pip install mackerel-otel-server",
+        )
+
+
+def _findings_of_home(
+    ini: Ini, environ: Mapping[str, str], folder: str, home: str, of_system: _Python | None
+) -> Iterator[Finding]:
+    path = Path(folder, home)
+    python = _ask(path / "bin" / "python", ini, environ, folder)
+    if python is None:
+        yield Finding(
+            "FAIL",
+            f"{_option(ini)} = {home} is no virtual environment: {path / 'bin' / 'python'} cannot be run",
+            "uWSGI does not start, or it traces nothing",
+            "correct that line",
+        )
+    elif of_system is not None and python.version != of_system.version:
+        yield Finding(
+            "FAIL",
+            f"{home} has Python {python.version}, and uWSGI's plugin is Python {of_system.version}",
+            "it finds no package there: no request is traced",
+            f"make it with Python {of_system.version}, and install mackerel-otel-server into it",
+        )
+    elif not python.has_package:
+        cure = f"{path / 'bin' / 'python'} -m pip install mackerel-otel-server"
+        yield Finding("FAIL", f"mackerel-otel-server is not installed for {home}", _NOT_TRACED, cure)
+    elif of_system is not None and python.base != of_system.base:
+        yield Finding(
+            "WARN",
+            f"{home} was made by the Python in {python.base}, and uWSGI's plugin is the one in {of_system.base}",
+            "uWSGI takes the first one's standard library; where that does not fit, no request is traced",
+            f"make it with {of_system.base}/bin/python3 -m venv",
         )
     else:
-        yield Finding("OK", f"mackerel-otel-server is installed for {home or python}")
+        yield Finding("OK", f"mackerel-otel-server is installed for {home}")
 
 
 def _plugin(ini: Ini) -> str | None:
@@ -94,46 +136,27 @@ def _is_pyuwsgi() -> bool:
 
 
 def _of_system(plugin: str) -> Path:
-    version = _digits(plugin)
-    return Path("/usr/bin", f"python{_dotted(version)}" if version else "python3")
+    """Return the Python that has the version of Debian's plugin."""
+    digits = re.search(r"python3(\d+)", plugin)
+    return Path("/usr/bin", f"python3.{digits[1]}" if digits else "python3")
 
 
-def _digits(plugin: str) -> tuple[int, int] | None:
-    found = re.search(r"python3(\d+)", plugin)
-    return (3, int(found[1])) if found else None
-
-
-def _version(plugin: str | None) -> tuple[int, int] | None:
-    """Return which Python a plugin is."""
-    if plugin is None:
-        return None
-    if version := _digits(plugin):
-        return version
-    answer = _ask(_of_system(plugin), [], {}, "/")
-    return answer[0] if answer else None
-
-
-def _ask(
-    python: Path, paths: list[str], environ: Mapping[str, str], folder: str
-) -> tuple[tuple[int, int], bool] | None:
-    """Return a Python's version, and whether it finds this package; None if it cannot be run."""
+def _ask(python: Path, ini: Ini, environ: Mapping[str, str], folder: str) -> _Python | None:
+    """Ask a Python what it is, and whether it finds this package; None if it cannot be run."""
+    paths = [str(Path(folder, path)) for path in ini.all(*PATHS)]
     searched = ":".join([*paths, *filter(None, [environ.get("PYTHONPATH")])])
     try:
         result = subprocess.run(  # noqa: S603 - the interpreter that the configuration names
             [python, "-c", _QUESTION],
             cwd=folder,
-            # Nothing of the environment of this command, such as PYTHONHOME.
+            # Nothing else of the environment of this command, such as PYTHONHOME.
             env={"PYTHONPATH": searched} if searched else {},
             capture_output=True,
             text=True,
             timeout=_SECONDS,
             check=True,
         )
-        major, minor, found = map(int, result.stdout.split())
+        version, base, found = result.stdout.splitlines()
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return (major, minor), bool(found)
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
+    return _Python(version, base, found == "True")
