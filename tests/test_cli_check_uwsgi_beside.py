@@ -157,6 +157,9 @@ def test_placeholders_that_nothing_fills_in(check: Check) -> None:
     result.has("WARN", "%(name) in a line env = …", "as it is written", "set-placeholder = name=VALUE")
     result.has("WARN", "$(STAGE) in a line env = …", "as it is written", "STAGE=VALUE")
     assert not [finding for finding in result.data["findings"] if "NOTHING" in finding["seen"]]
+    # Another line's variable is not there yet.
+    result = check(files={"uwsgi.ini": f"{ini}name = shop\nenv = STAGE=x\n"}, OTEL_SERVICE_NAME="")
+    result.has("WARN", "$(STAGE) in a line env = …")
     assert check(files={"uwsgi.ini": f"{ini}name = shop\n"}, OTEL_SERVICE_NAME="", STAGE="x").levels() == {"OK"}
 
 
@@ -167,6 +170,8 @@ def test_what_serves_under_an_emperor_is_a_vassal(check: Check, tmp_path: Path, 
     result.has("WARN", "e.ini starts vassals", "decides whether", "check --server uwsgi --config vassals/shop.ini")
     assert not [finding for finding in result.data["findings"] if "import" in finding["seen"]]
     assert check("--config", "vassals/shop.ini").levels() == {"OK"}
+    result = check("--config", "e.ini", files={"e.ini": "[uwsgi]\nemperor = vass*/s*.ini\n"})
+    result.has("WARN", "emperor = vass*/s*.ini", "--config vassals/shop.ini")
     # The ini file that is an emperor's imports nothing, and its vassal is traced.
     program = str(Path(sys.executable).with_name("pyuwsgi"))
     (tmp_path / "e.ini").write_text(

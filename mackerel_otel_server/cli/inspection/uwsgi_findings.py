@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import stat
 import sys
@@ -53,10 +54,10 @@ def findings(ini: Ini, environ: Mapping[str, str], folder: str, installed: str |
     start, folder = folder, str(Path(folder, ini.last("chdir") or ""))
     return [
         *not_known,
-        *_placeholders(ini, environ),
-        *_chdir(ini, start),
+        *_placeholders(ini),
+        *(leads_nowhere := list(_chdir(ini, start))),
         *_import(ini, folder),
-        *uwsgi_python.findings(ini, environ, folder, installed),
+        *(uwsgi_python.findings(ini, environ, folder, installed) if not leads_nowhere else ()),
         *_threads(ini, version),
         *_master(ini),
         *_async(ini),
@@ -74,8 +75,9 @@ def findings(ini: Ini, environ: Mapping[str, str], folder: str, installed: str |
 
 
 def _emperor(ini: Ini, vassals: str) -> Finding:
-    folder = Path(vassals)
-    first = next(iter(sorted(folder.glob("*.ini"))), "VASSAL")
+    # A folder, or a pattern.
+    found = glob.glob(f"{vassals}/*.ini") or glob.glob(vassals)  # noqa: PTH207 - as uWSGI has it
+    first = min((file for file in found if file.endswith(".ini")), default="VASSAL")
     return Finding(
         "WARN",
         f"{ini.files[0]} starts vassals (emperor = {vassals}), and serves nothing itself",
@@ -84,7 +86,7 @@ def _emperor(ini: Ini, vassals: str) -> Finding:
     )
 
 
-def _placeholders(ini: Ini, environ: Mapping[str, str]) -> Iterator[Finding]:
+def _placeholders(ini: Ini) -> Iterator[Finding]:
     for name, value in dict.fromkeys(ini.options):
         for kind, meant in _PLACEHOLDER.findall(value) if name in _FILLED_IN else ():
             if kind == "%":
@@ -94,7 +96,7 @@ def _placeholders(ini: Ini, environ: Mapping[str, str]) -> Iterator[Finding]:
                     "uWSGI takes it as it is written",
                     f"add this line above it: set-placeholder = {meant}=VALUE",
                 )
-            elif meant not in environ:
+            else:
                 yield Finding(
                     "WARN",
                     f"$({meant}) in a line {name} = … is not set in the environment of this command",
