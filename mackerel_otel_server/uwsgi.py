@@ -34,6 +34,8 @@ except ImportError as error:
     ) from error
 
 _NEVER_RESPAWNED = (0, 2**64 - 1)  # the second one without a master
+_QUEUE_THRESHOLD: Final = (2, 0, 22)
+"""The first release with harakiri-queue-threshold; older ones take any option, and kill."""
 _LOADING_AT_MOST: Final = 600.0
 """Seconds after which nobody waits for the applications of a worker any more."""
 
@@ -192,11 +194,18 @@ def _after_fork() -> None:
             return
         _prepared_in_pid = os.getpid()
         _follow_requests()
-        uwsgi_limits.watch(_option("harakiri"))
+        if not _spares_slow_requests():
+            uwsgi_limits.watch(_option("harakiri"))
         if _is_first():
             _look_at_applications()
     except Exception:
         log.exception("tracing cannot start, the application serves without it")
+
+
+def _spares_slow_requests() -> bool:
+    """Tell whether the master kills a slow request only when others wait: nobody knows in advance which one."""
+    threshold = _option("harakiri-queue-threshold")
+    return uwsgi.version_info[:3] >= _QUEUE_THRESHOLD and threshold not in (None, "0")
 
 
 def _follow_requests() -> None:

@@ -13,14 +13,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from gunicorn import version_info as gunicorn_version
-from servers import Server, Shown, environment, gunicorn, server_span, server_spans, uwsgi, wait_until
+from servers import Server, Shown, debian_uwsgi, environment, gunicorn, server_span, server_spans, uwsgi, wait_until
 
 from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 
+UWSGI_VERSION = tuple(map(int, metadata.version("pyuwsgi").split(".")[:3]))
 WSGI, ASGI = "stuck:application", "asgi_stuck:application"
 UVICORN = "uvicorn_worker.UvicornWorker"
 NATIVE = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []
@@ -245,15 +247,52 @@ def test_a_request_whose_clock_another_thread_has_stopped_is_not_reported(tmp_pa
     assert "HARAKIRI" not in log
 
 
+SPARING = "harakiri-queue-threshold = 50\n"
+USER_LIMIT = (
+    "import uwsgi\nimport stuck\n\n\ndef application(environ, start_response):\n"
+    "    uwsgi.set_user_harakiri(2)\n    return stuck.application(environ, start_response)\n"
+)
+
+
+@pytest.mark.skipif(UWSGI_VERSION < (2, 0, 22), reason="The option came with 2.0.22; the other environments check")
+@pytest.mark.parametrize("mode", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
+@pytest.mark.parametrize("by", ["harakiri", "set_user_harakiri"])
+def test_a_request_that_the_master_spares_while_nobody_waits_is_not_reported(
+    tmp_path: Path, receiver: Receiver, mode: str, by: str
+) -> None:
+    (tmp_path / "limited.py").write_text(USER_LIMIT)
+    limit = f"module = {WSGI}\nharakiri = 2\n" if by == "harakiri" else "module = limited:application\npythonpath = .\n"
+    with uwsgi(tmp_path, UWSGI + mode + limit + SPARING, env=environment(receiver), processes=1) as server:
+        assert server.get("/late?5").status == 200
+        server.wait_until_idle()
+        log = server.stop()
+    (span,) = server_spans(receiver.spans)
+    assert (span.status_code, span.attributes["http.response.status_code"], span.events) == ("UNSET", 200, ())
+    assert "Skipping harakiri on worker 1" in log
+    assert "killed" not in log
+
+
+@pytest.mark.skipif(debian_uwsgi() is None, reason="Debian's uWSGI is older than the option")
+def test_an_older_master_that_does_not_know_the_threshold_kills_and_that_is_reported(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    ini = f"{UWSGI}module = {WSGI}\nharakiri = 2\n{SPARING}"
+    program = debian_uwsgi() or ()
+    with (
+        uwsgi(tmp_path, ini, env=environment(receiver), processes=1, program=program) as server,
+        asking(server, "/sleep"),
+    ):
+        server.wait_for_log("HARAKIRI")
+        wait_until(lambda: server_spans(receiver.spans), "the span arrives", lambda: server.log)
+    assert_killed(server_span(receiver, "/sleep"), "uwsgi.Harakiri", "uWSGI harakiri after 2 s", "sleep")
+
+
 @pytest.mark.parametrize("ini", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
 def test_a_request_that_set_user_harakiri_kills_arrives(
     tmp_path: Path, receiver: Receiver, ini: str, shown: Shown
 ) -> None:
     shown(ROWS[ini], "set_user_harakiri")
-    (tmp_path / "limited.py").write_text(
-        "import uwsgi\nimport stuck\n\n\ndef application(environ, start_response):\n"
-        "    uwsgi.set_user_harakiri(2)\n    return stuck.application(environ, start_response)\n"
-    )
+    (tmp_path / "limited.py").write_text(USER_LIMIT)
     ini = f"{UWSGI}{ini}module = limited:application\npythonpath = .\n"
     with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
         server.get("/quick")

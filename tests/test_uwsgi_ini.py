@@ -58,12 +58,33 @@ endfor =
 for-times = 2
 env = T%(_)=%(_)
 endfor =
+env = I=@(content)|@(%d/content)@($(CONTENT))@(empty)
+env = J=@(placeholders) %(chained)
+set-ph = chained=$(GREETING)
+env = K=$(GREE%(ting)) @(content
+env = L = x
+ting = TING
+set = plain=$(GREETING)
+env = M=%(plain)
+if-env = $(CONTENT)
+env = N=1
+endif =
+if-opt = plain=$(GREETING)
+env = O=1
+endif =
+for = $(GREETING) %(name)
+env = P%(_)=1
+endfor =
 env = H=%%x %u %g %s %p %e %c %v %o %h
+force-no-loop = 1
 key with space
 quoted = "abc"
 [uwsgi]
 again = 1
 """,
+    "content": "two\nlines\n\n",
+    "empty": "",
+    "placeholders": "%(name) %(ph) $(GREETING)\n",
     "second.ini": "[uwsgi]\nthreads = 3\n[third]\nprocesses=7\nini = :fourth\n[fourth]\ncheaper = 1",
 }
 
@@ -72,7 +93,7 @@ def test_every_rule_is_uwsgi_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
-    environ = {**os.environ, "GREETING": "hi"}
+    environ = {**os.environ, "GREETING": "hi", "CONTENT": "content"}
     result = subprocess.run(
         [str(Path(sys.executable).with_name("pyuwsgi")), "--ini", "main.ini", "--show-config", "--no-server"],
         env=environ,
@@ -85,7 +106,7 @@ def test_every_rule_is_uwsgi_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shown = re.search(r"\[uwsgi\]\nini = main\.ini\n(.*)^show-config", result.stdout, re.DOTALL | re.MULTILINE)
     assert shown, result.stdout
     ini = uwsgi_ini.read("main.ini", environ)
-    assert [f"{name} = {value}" for name, value in ini.options] == shown[1].splitlines()
+    assert "\n".join(f"{name} = {value}" for name, value in ini.options) == shown[1].removesuffix("\n")
     assert ini.files == ("main.ini", "second.ini")
     assert ini.not_understood == ()
 
@@ -103,8 +124,8 @@ def test_the_last_value_counts_and_a_switch_needs_none(tmp_path: Path) -> None:
 
 
 def test_env_and_unenv_make_the_environment_of_the_workers(tmp_path: Path) -> None:
-    ini = read(tmp_path, "[uwsgi]\nenv = A=1=2\nenv = B=x\nunenv = B\nunenv = C\nenv = nothing\n")
-    assert ini.environment({"B": "0", "C": "0", "D": "0"}) == {"A": "1=2", "D": "0"}
+    ini = read(tmp_path, "[uwsgi]\nenv = A=1=2\nenv = B=x\nunenv = B\nunenv = C\nenv = E\nenv = D = 1\n")
+    assert ini.environment({"B": "0", "C": "0", "D": "0", "E": "0"}) == {"A": "1=2", "D": "0"}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +136,8 @@ def test_env_and_unenv_make_the_environment_of_the_workers(tmp_path: Path) -> No
         ("yaml = more.yaml", "yaml = more.yaml"),
         ("envdir = /etc/env", "envdir = /etc/env"),
         ("if-env = X\nelse =\nendif =", "else"),
+        ("env = A=@(http://user:password@host/)", "@(http://…)"),
+        ("env = A=@(/dev/zero)", "@(/dev/zero)"),
     ],
 )
 def test_what_only_uwsgi_can_understand_is_said(tmp_path: Path, line: str, words: str) -> None:
@@ -131,6 +154,8 @@ def test_what_only_uwsgi_can_understand_is_said(tmp_path: Path, line: str, words
         ("", "has no section [uwsgi]"),
         ("[uwsgi]\ninclude = no-such.ini\n", "'no-such.ini' cannot be read (No such file or directory)"),
         ("[uwsgi]\ninclude = %p\n", "includes itself"),
+        ("[uwsgi]\nname = x\nini = %(name).ini\n", "'%(name).ini' cannot be read"),
+        ("[uwsgi]\nenv = A=@(no-such-file)\n", "'no-such-file' by @(no-such-file), which cannot be read (No such file"),
     ],
 )
 def test_a_file_that_uwsgi_could_not_read_is_refused(tmp_path: Path, text: str, words: str) -> None:

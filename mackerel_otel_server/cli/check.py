@@ -156,8 +156,7 @@ def _look_at_uwsgi(around: _Surroundings, choice: configuration.Choice) -> None:
     changed = [name for name, value in around.environ.items() if before.get(name) != value]
     around.origins = dict.fromkeys(changed, f"set by {ini.files[0]}")
     around.application = uwsgi_findings.application(ini)
-    installed = versions.numbers(versions.uwsgi_version())
-    around.findings += uwsgi_findings.findings(ini, around.environ, around.folder, installed)
+    around.findings += uwsgi_findings.findings(ini, around.environ, around.folder, versions.uwsgi_version())
     around.folder = str(Path(around.folder, ini.last("chdir") or ""))
 
 

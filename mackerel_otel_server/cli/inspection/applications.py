@@ -56,6 +56,11 @@ def file_of(folder: str, application: str | None) -> Path | None:
     return file if file.is_file() else None
 
 
+def is_framework(module: str) -> bool:
+    """Tell whether a module is a framework's own, such as ``django.core.wsgi``."""
+    return module.partition(".")[0] in _FRAMEWORKS
+
+
 def is_plain_callable(file: Path, name: str) -> bool:
     """Tell whether a file defines the callable as a function or a class of its own and uses no known framework."""
     tree = doors.parsed(file)

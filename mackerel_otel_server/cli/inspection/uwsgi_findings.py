@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
+import re
 import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli.inspection import applications
+from mackerel_otel_server.cli.inspection import applications, uwsgi_python, versions
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.cli.inspection.gunicorn_findings import KEY_VARIABLES, shutdown_timeout, user
 
@@ -17,39 +19,109 @@ if TYPE_CHECKING:
     from mackerel_otel_server.cli.inspection.uwsgi_ini import Ini
 
 _DOOR: Final = "mackerel_otel_server.uwsgi"
-_IMPORTS: Final = ("import", "pyimport", "py-import", "python-import")
+_OURS: Final = ("MACKEREL_", "OTEL_")
+_IMPORTS: Final = tuple(
+    f"{shared}{name}" for shared in ("", "shared-") for name in ("import", "pyimport", "py-import", "python-import")
+)
 _FILES: Final = ("wsgi-file", "file")
 _MODULES: Final = ("module", "wsgi")
+_PLACEHOLDER: Final = re.compile(r"([$%])\(([^()]+)\)")
+_FILLED_IN: Final = (*_IMPORTS, *_FILES, *_MODULES, "mount", "env", "chdir", "harakiri", "uid", *uwsgi_python.HOMES)
+"""The options that are understood here; others, such as log-format, have their own use for placeholders."""
+_SPARES: Final = (2, 0, 22)
+"""The first release that knows harakiri-queue-threshold."""
+_ON_EXCEPTION: Final = tuple(f"reload-on-exception{what}" for what in ("", "-type", "-value", "-repr"))
 _THREADS_BY_DEFAULT: Final = (2, 0, 27)
 _CRASHES_IN_FORK_HOOKS: Final = (3, 12)
 _MERCY: Final = 60
 """Seconds that uWSGI waits for a worker at a reload or at its end, unless told otherwise."""
 
 
-def findings(ini: Ini, environ: Mapping[str, str], folder: str, version: tuple[int, ...] | None) -> list[Finding]:
+def findings(ini: Ini, environ: Mapping[str, str], folder: str, installed: str | None) -> list[Finding]:
     """Look at one configuration.
 
     Args:
         ini: As uWSGI reads it.
         environ: The environment of the workers.
         folder: The working directory of the server.
-        version: Of the uWSGI that is installed; None if that is not known.
+        installed: The version of the uWSGI that is installed; None if that is not known.
     """
-    folder = str(Path(folder, ini.last("chdir") or ""))
+    version = versions.numbers(installed)
+    look = "look into the log of the server, where each worker says that it traces, as whom and to where"
+    not_known = [Finding("WARN", sentence, "what it says is not known here", look) for sentence in ini.not_understood]
+    if (emperor := ini.last("emperor")) and application(ini) is None and not ini.all("mount"):
+        return [*not_known, _emperor(ini, emperor)]
+    start, folder = folder, str(Path(folder, ini.last("chdir") or ""))
     return [
-        *(Finding("WARN", sentence, "what it says is not known here") for sentence in ini.not_understood),
+        *not_known,
+        *_placeholders(ini),
+        *(leads_nowhere := list(_chdir(ini, start))),
         *_import(ini, folder),
+        *(uwsgi_python.findings(ini, environ, folder, installed) if not leads_nowhere else ()),
         *_threads(ini, version),
         *_master(ini),
+        *_async(ini),
         *_interpreters(ini),
         *_plain_callable(ini, folder),
         *_exit(ini),
+        *_exceptions(ini),
         *_forks(ini),
-        *_harakiri(ini),
+        *_harakiri(ini, version),
         *_shutdown(ini, environ),
+        *_environment(ini),
         *_key(ini),
         *user(ini.last("uid"), environ),
     ]
+
+
+def _emperor(ini: Ini, vassals: str) -> Finding:
+    # A folder, or a pattern.
+    found = glob.glob(f"{vassals}/*.ini") or glob.glob(vassals)  # noqa: PTH207 - as uWSGI has it
+    first = min((file for file in found if file.endswith(".ini")), default="VASSAL")
+    return Finding(
+        "WARN",
+        f"{ini.files[0]} starts vassals (emperor = {vassals}), and serves nothing itself",
+        "each vassal has a configuration of its own, and that one decides whether its requests are traced",
+        f"mackerel-otel-server check --server uwsgi --config {first}",
+    )
+
+
+def _placeholders(ini: Ini) -> Iterator[Finding]:
+    for name, value in dict.fromkeys(ini.options):
+        for kind, meant in _PLACEHOLDER.findall(value) if name in _FILLED_IN else ():
+            if kind == "%":
+                yield Finding(
+                    "WARN",
+                    f"%({meant}) in a line {name} = … is no option of {ini.files[0]}",
+                    "uWSGI takes it as it is written",
+                    f"add this line above it: set-placeholder = {meant}=VALUE",
+                )
+            else:
+                yield Finding(
+                    "WARN",
+                    f"$({meant}) in a line {name} = … is not set in the environment of this command",
+                    "where the server's environment lacks it, too, uWSGI takes it as it is written",
+                    f"type {meant}=VALUE mackerel-otel-server check, and see that the server gets it",
+                )
+
+
+def _chdir(ini: Ini, start: str) -> Iterator[Finding]:
+    given = ini.last("chdir")
+    if not given or ini.last("chroot"):
+        return
+    try:
+        is_there = stat.S_ISDIR(Path(start, given).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_there = False
+    except OSError:
+        return  # the server's user may be allowed what this one is not
+    if not is_there:
+        yield Finding(
+            "FAIL",
+            f"chdir = {given} leads to {Path(start, given)}, which is no folder here",
+            "uWSGI does not start",
+            "correct that line, or type this command in the folder that the server is started in",
+        )
 
 
 def _import(ini: Ini, folder: str) -> Iterator[Finding]:
@@ -118,25 +190,36 @@ def _interpreters(ini: Ini) -> Iterator[Finding]:
 
 
 def _plain_callable(ini: Ini, folder: str) -> Iterator[Finding]:
-    mounted = [value.partition("=")[2] for value in ini.all("mount")]
+    """Look at what uWSGI loads past Python's import, and at mounted modules: whose callable the door is not told."""
     name = ini.last("callable") or "application"
-    for given in [*ini.all(*_FILES), *mounted]:
-        if not given.endswith((".py", ".wsgi")):
+    folders = [folder, *(str(Path(folder, path)) for path in ini.all(*uwsgi_python.PATHS))]
+    mounted = [value.partition("=")[2] for value in ini.all("mount")]
+    for given in dict.fromkeys([*ini.all(*_FILES), *mounted]):
+        module, colon, own_name = given.rpartition(":")
+        if given.endswith((".py", ".wsgi")):
+            module, own_name = given, name
+        elif not colon or given not in mounted or given == application(ini):
             continue
-        file = applications.file_of(folder, given)
-        if file is None:
+        file = next(filter(None, (applications.file_of(each, module) for each in folders)), None)
+        if file is None and not applications.is_framework(module):
             yield Finding(
-                "WARN", f"{given} is not in {folder}", "whether its application is traced is not known",
+                "WARN", f"{module} is not in {folder}", "whether its application is traced is not known",
                 "type this command in the server's working directory",
             )  # fmt: skip
-        elif applications.is_plain_callable(file, name):
-            yield Finding(
-                "WARN",
-                f"{name!r} of {file} is a plain callable that uWSGI loads by itself",
-                "its requests make no server spans",
-                f"end that file with these two lines:\nfrom mackerel_otel_server import trace_wsgi\n"
-                f"{name} = trace_wsgi({name})",
-            )
+        elif file is not None and applications.is_plain_callable(file, own_name.removesuffix("()")):
+            yield _plain(file, own_name)
+
+
+def _plain(file: Path, name: str) -> Finding:
+    wrapped = f"{name} = trace_wsgi({name})"
+    two_lines = f"end that file with these two lines:\nfrom mackerel_otel_server import trace_wsgi\n{wrapped}"
+    factory = f"let {name} return trace_wsgi(…) of what it returns now; from mackerel_otel_server import trace_wsgi"
+    return Finding(
+        "WARN",
+        f"{name!r} of {file} is a plain callable that uWSGI loads by itself",
+        "its requests make no server spans",
+        factory if name.endswith("()") else two_lines,
+    )
 
 
 def _exit(ini: Ini) -> Iterator[Finding]:
@@ -153,6 +236,29 @@ def _exit(ini: Ini) -> Iterator[Finding]:
         yield Finding("OK", "lazy-apps is set; each worker starts its own tracing then, too")
 
 
+def _async(ini: Ini) -> Iterator[Finding]:
+    cores = ini.last("async") or "0"
+    if cores.isdecimal() and int(cores) > 1 and not ini.last("gevent"):
+        yield Finding(
+            "WARN",
+            f"async = {cores} is set",
+            "a leaving worker runs no code in this mode: what it has queued is lost, up to OTEL_BSP_SCHEDULE_DELAY",
+            f"put this line in its place: threads = {cores}",
+        )
+
+
+def _exceptions(ini: Ini) -> Iterator[Finding]:
+    for name in _ON_EXCEPTION:
+        if ini.is_on(name):
+            yield Finding(
+                "WARN",
+                f"{name} is set",
+                "uWSGI ends the worker without running any code: the span of a request whose exception nobody handles "
+                "is lost, and what the worker has queued, up to OTEL_BSP_SCHEDULE_DELAY",
+                "remove that line",
+            )
+
+
 def _forks(ini: Ini) -> Iterator[Finding]:
     name = "py-call-uwsgi-fork-hooks"
     python = tuple(sys.version_info[:2])
@@ -165,8 +271,18 @@ def _forks(ini: Ini) -> Iterator[Finding]:
         )
 
 
-def _harakiri(ini: Ini) -> Iterator[Finding]:
+def _harakiri(ini: Ini, version: tuple[int, ...] | None) -> Iterator[Finding]:
     limit = ini.last("harakiri")
+    threshold = ini.last("harakiri-queue-threshold") or "0"
+    if threshold != "0" and (version is None or version >= _SPARES):
+        yield Finding(
+            "WARN",
+            f"harakiri-queue-threshold = {threshold} is set",
+            "whether uWSGI kills a slow request is not known beforehand: a request that it kills is not reported, and "
+            "what its worker has queued is lost",
+            "remove that line to see the requests that harakiri kills",
+        )
+        return
     if limit is None:
         return
     if not limit.isdecimal():
@@ -194,11 +310,26 @@ def _shutdown(ini: Ini, environ: Mapping[str, str]) -> Iterator[Finding]:
         )
 
 
+def _environment(ini: Ini) -> Iterator[Finding]:
+    for value in ini.all("env"):
+        name, equals, _ = value.partition("=")
+        if equals and name != name.rstrip() and name.startswith(_OURS):
+            yield Finding(
+                "FAIL",
+                f"env = {name}=… has a blank before its second equals sign",
+                f"uWSGI makes the blank a part of the name, and nobody reads {name!r}",
+                f"write that line without it: env = {name.rstrip()}=…",
+            )
+
+
 def _key(ini: Ini) -> Iterator[Finding]:
     for name in KEY_VARIABLES:
-        if not any(value.startswith(f"{name}=") for value in ini.all("env")):
+        written = [value for option, value in ini.written if option == "env" and value.startswith(f"{name}=")]
+        if not written:
             continue
-        open_ = [file for file in ini.files if _is_readable_by_all(file)]
+        # By @(file) the key stands there, and not in what is read by everyone.
+        elsewhere = re.findall(r"@\(([^()]+)\)", written[-1])
+        open_ = [file for file in elsewhere or ini.files if _is_readable_by_all(file)]
         yield Finding(
             "WARN" if open_ else "OK",
             f"{name} is set by an env line",

@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 _FALSE: Final = ("false", "off", "no", "0")
-_INCLUDES: Final = ("ini", "include", "inherit")
+_INCLUDES: Final = ("ini", "include")
+_INHERIT: Final = "inherit"
+"""It is obeyed when all is read, and placeholders are filled in; the others are obeyed at once, as they stand."""
 _OTHER_FORMATS: Final = ("xml", "yaml", "yml", "json", "config", "zeus")
-_PLACEHOLDERS: Final = ("set-placeholder", "set-ph", "set")
+_PLACEHOLDERS: Final = ("set-placeholder", "set-ph")
+"""What they set is taken as it stands; what ``set`` sets is an option like others."""
+_SET: Final = "set"
 _ENDS: Final = ("end", "endif", "end-if", "endfor", "end-for")
-_LOGIC: Final = re.compile(r"(if|for)-?(.*)")
+_LOGIC: Final = re.compile(r"(if|for(?=-|$))-?(.*)")
+_VARIABLE: Final = re.compile(r"\$\(([^()]+)\)")
+_CONTENT: Final = re.compile(r"@\(([^()]+)\)")
+_OPTION: Final = re.compile(r"%\(([^()]+)\)")
 _DEEPEST: Final = 20
 """Files that include each other; uWSGI itself would never end."""
 
@@ -39,6 +46,8 @@ class Ini:
     files: tuple[str, ...]
     not_understood: tuple[str, ...]
     """Lines that only uWSGI itself can understand; each a sentence."""
+    written: tuple[tuple[str, str], ...] = ()
+    """The options before placeholders were filled in."""
 
     def all(self, *names: str) -> list[str]:
         """Return every value of an option that has these names."""
@@ -54,13 +63,15 @@ class Ini:
         return value is not None and value.lower() not in _FALSE
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Return the environment that the workers have."""
+        """Return the environment that the workers have, without names that end with a blank: nobody reads those."""
         changed = dict(environ)
         for name, value in self.options:
             variable, equals, rest = value.partition("=")
             if name == "env" and equals:
-                changed[variable.strip()] = rest
-            elif name == "unenv":
+                if variable == variable.rstrip():
+                    changed[variable] = rest
+            elif name in ("env", "unenv"):
+                # putenv(3) of a name alone removes it.
                 changed.pop(value, None)
         return changed
 
@@ -77,13 +88,19 @@ def read(file: str, environ: Mapping[str, str]) -> Ini:
     """
     parsing = _Parsing(environ)
     parsing.include(file)
-    options = tuple((name, parsing.expand(value)) for name, value in parsing.options)
-    return Ini(options, tuple(dict.fromkeys(parsing.files)), tuple(dict.fromkeys(parsing.not_understood)))
+    options = tuple(
+        (name, value if number in parsing.as_they_stand else parsing.expand(value))
+        for number, (name, value) in enumerate(parsing.options)
+    )
+    files, not_understood = dict.fromkeys(parsing.files), dict.fromkeys(parsing.not_understood)
+    return Ini(options, tuple(files), tuple(not_understood), tuple(parsing.options))
 
 
 class _Parsing:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.options: list[tuple[str, str]] = []
+        self.as_they_stand: set[int] = set()
+        """The positions of the options whose placeholders stay."""
         self.files: list[str] = []
         self.not_understood: list[str] = []
         self._environ = environ
@@ -123,19 +140,25 @@ class _Parsing:
                 self._add(key, made)
 
     def _add(self, key: str, value: str) -> None:
-        self.options.append((key, value))
         logic = _LOGIC.fullmatch(key)
+        if logic or key in (*_INCLUDES, *_PLACEHOLDERS, _SET):
+            self.as_they_stand.add(len(self.options))
+        self.options.append((key, value))
         if key in _INCLUDES:
+            self.include(value)
+        elif key == _INHERIT:
             self.include(self.expand(value))
-        elif key in _PLACEHOLDERS:
+        elif key in (*_PLACEHOLDERS, _SET):
             name, _, meant = value.partition("=")
+            if key != _SET:
+                self.as_they_stand.add(len(self.options))
             self.options.append((name, meant))
         elif key in _OTHER_FORMATS:
             self._say(f"{key} = {value}: a file of that format is not read")
         elif key == "envdir":
             self._say(f"{key} = {value}: the variables in that folder are not read")
         elif logic and self._logic is None:
-            self._logic = self._condition(key, self.expand(value)) if logic[1] == "if" else self._loop(key, value)
+            self._logic = self._condition(key, value) if logic[1] == "if" else self._loop(key, value)
 
     def _condition(self, key: str, argument: str) -> Callable[[str], Iterator[str]]:
         kind = key.removeprefix("if").removeprefix("-")
@@ -143,7 +166,9 @@ class _Parsing:
         name, equals, value = argument.partition("=")
         replacement, holds = argument, False
         if kind in ("env", "opt"):
-            seen = self._environ.get(name) if kind == "env" else self._option(name)
+            number = self._number(name)
+            written = None if number is None else self.options[number][1]
+            seen = self._environ.get(name) if kind == "env" else written
             holds = seen is not None and (not equals or seen == value)
             replacement = seen or ""
         elif kind in ("exists", "file", "dir", "directory"):
@@ -164,7 +189,6 @@ class _Parsing:
         return lines
 
     def _loop(self, key: str, argument: str) -> Callable[[str], Iterator[str]]:
-        argument = self.expand(argument)
         items: list[str] = []
         if key == "for":
             items = argument.split()
@@ -177,25 +201,49 @@ class _Parsing:
         return lambda value: (value.replace("%(_)", item) for item in items)
 
     def expand(self, value: str) -> str:
-        """Fill in ``%(option)``, also of one that comes later, and ``$(VARIABLE)``; what is not known stays."""
+        """Fill in ``$(VARIABLE)``, ``@(file)``, and at last ``%(option)``, also of one that comes later.
+
+        What is not known stays.
+        """
+        value = self._from_outside(value)
 
         def fill(found: re.Match[str]) -> str:
-            kind, name = found.groups()
-            known = self._environ.get(name) if kind == "$" else self._option(name)
-            return found[0] if known is None else known
+            number = self._number(found[1])
+            if number is None:
+                return found[0]
+            written = self.options[number][1]
+            return written if number in self.as_they_stand else self._from_outside(written)
 
         for _ in range(_DEEPEST):
-            filled = re.sub(r"([%$])\(([^()]+)\)", fill, value)
+            filled = _OPTION.sub(fill, value)
             if filled == value:
                 break
             value = filled
         return value
 
-    def _option(self, name: str) -> str | None:
-        for key, value in self.options:
-            if key == name:
-                return value
-        return None
+    def _from_outside(self, value: str) -> str:
+        value = _VARIABLE.sub(lambda found: self._environ.get(found[1], found[0]), value)
+        return _CONTENT.sub(lambda found: self._content(found[1]), value)
+
+    def _content(self, file: str) -> str:
+        """Return what is in a file, as uWSGI takes it: without its last line break."""
+        scheme, is_address, _ = file.partition("://")
+        if is_address or (Path(file).exists() and not Path(file).is_file()):
+            # It may be a command, or wait for ever; the rest of an address may hold a password.
+            self._say(f"@({scheme + '://…' if is_address else file}): only files are read here")
+            return ""
+        try:
+            return Path(file).read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n")
+        except OSError as error:
+            raise NotReadError(
+                f"{self.files[-1]!r} names {file!r} by @({file}), which cannot be read ({error.strerror or error})",
+                "name a file that exists, and type this command as a user who may read it",
+                "uWSGI does not start without it",
+            ) from None
+
+    def _number(self, name: str) -> int | None:
+        """Return the position of the first option of this name."""
+        return next((number for number, (key, _) in enumerate(self.options) if key == name), None)
 
     def _say(self, sentence: str) -> None:
         self.not_understood.append(sentence)
