@@ -497,8 +497,8 @@ def test_the_command_that_it_shows_leads_to_it(tmp_path: Path, host: str, key: b
             assert " In another terminal, or on another machine:\n" in running.text
         else:
             assert set(variables) == {"MACKEREL_OTEL_ENDPOINT", "MACKEREL_APIKEY"}
-        assert ("Spans of other machines will be refused: " in running.text) == key
         page = running.wait_for(r"in a browser on this machine: (http://127\.0\.0\.1:\d+/)\n")[1]
+        assert ("Spans of other machines will be refused: " in running.text) == key
         with urllib.request.urlopen(f"{page}traces", timeout=TIMEOUT) as answer:
             assert json.load(answer)["variables"] == shown
         with gunicorn(tmp_path, env=environment(None, OTEL_BSP_SCHEDULE_DELAY="100", **variables), workers=1) as server:
