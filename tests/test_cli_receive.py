@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from servers import environment, gunicorn
+from servers import environment, gunicorn, wait_until
 
 from mackerel_otel_server import settings
 from mackerel_otel_server.cli import main
@@ -285,6 +285,7 @@ def test_a_disk_that_fills_up_later_is_one_clear_line(tmp_path: Path) -> None:
         try:
             port = running.port
             send(port, ("a", 1, 0))
+            wait_until((tmp_path / "out").read_bytes, "the first span is written")
             # What a process may write to files is limited as on a disk. Python ignores SIGXFSZ.
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, 100))
             send(port, ("b", 1, 0), trace=2)
