@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import glob
-import re
 import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli.inspection import applications, uwsgi_python, versions
+from mackerel_otel_server.cli.inspection import applications, uwsgi_python, uwsgi_variables, versions
 from mackerel_otel_server.cli.inspection.findings import Finding
-from mackerel_otel_server.cli.inspection.gunicorn_findings import KEY_VARIABLES, shutdown_timeout, user
+from mackerel_otel_server.cli.inspection.gunicorn_findings import shutdown_timeout, user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,15 +18,12 @@ if TYPE_CHECKING:
     from mackerel_otel_server.cli.inspection.uwsgi_ini import Ini
 
 _DOOR: Final = "mackerel_otel_server.uwsgi"
-_OURS: Final = ("MACKEREL_", "OTEL_")
 _IMPORTS: Final = tuple(
     f"{shared}{name}" for shared in ("", "shared-") for name in ("import", "pyimport", "py-import", "python-import")
 )
 _FILES: Final = ("wsgi-file", "file")
 _MODULES: Final = ("module", "wsgi")
-_PLACEHOLDER: Final = re.compile(r"([$%])\(([^()]+)\)")
-_FILLED_IN: Final = (*_IMPORTS, *_FILES, *_MODULES, "mount", "env", "chdir", "harakiri", "uid", *uwsgi_python.HOMES)
-"""The options that are understood here; others, such as log-format, have their own use for placeholders."""
+_UNDERSTOOD: Final = (*_IMPORTS, *_FILES, *_MODULES, "mount", "chdir", "harakiri", "uid", *uwsgi_python.HOMES)
 _SPARES: Final = (2, 0, 22)
 """The first release that knows harakiri-queue-threshold."""
 _ON_EXCEPTION: Final = tuple(f"reload-on-exception{what}" for what in ("", "-type", "-value", "-repr"))
@@ -54,7 +50,7 @@ def findings(ini: Ini, environ: Mapping[str, str], folder: str, installed: str |
     start, folder = folder, str(Path(folder, ini.last("chdir") or ""))
     return [
         *not_known,
-        *_placeholders(ini),
+        *uwsgi_variables.placeholders(ini, _UNDERSTOOD),
         *(leads_nowhere := list(_chdir(ini, start))),
         *_import(ini, folder),
         *(uwsgi_python.findings(ini, environ, folder, installed) if not leads_nowhere else ()),
@@ -68,8 +64,8 @@ def findings(ini: Ini, environ: Mapping[str, str], folder: str, installed: str |
         *_forks(ini),
         *_harakiri(ini, version),
         *_shutdown(ini, environ),
-        *_environment(ini),
-        *_key(ini),
+        *uwsgi_variables.blanks(ini),
+        *uwsgi_variables.keys(ini),
         *user(ini.last("uid"), environ),
     ]
 
@@ -84,25 +80,6 @@ def _emperor(ini: Ini, vassals: str) -> Finding:
         "each vassal has a configuration of its own, and that one decides whether its requests are traced",
         f"mackerel-otel-server check --server uwsgi --config {first}",
     )
-
-
-def _placeholders(ini: Ini) -> Iterator[Finding]:
-    for name, value in dict.fromkeys(ini.options):
-        for kind, meant in _PLACEHOLDER.findall(value) if name in _FILLED_IN else ():
-            if kind == "%":
-                yield Finding(
-                    "WARN",
-                    f"%({meant}) in a line {name} = … is no option of {ini.files[0]}",
-                    "uWSGI takes it as it is written",
-                    f"add this line above it: set-placeholder = {meant}=VALUE",
-                )
-            else:
-                yield Finding(
-                    "WARN",
-                    f"$({meant}) in a line {name} = … is not set in the environment of this command",
-                    "where the server's environment lacks it, too, uWSGI takes it as it is written",
-                    f"type {meant}=VALUE mackerel-otel-server check, and see that the server gets it",
-                )
 
 
 def _chdir(ini: Ini, start: str) -> Iterator[Finding]:
@@ -308,41 +285,6 @@ def _shutdown(ini: Ini, environ: Mapping[str, str]) -> Iterator[Finding]:
             "uWSGI kills a leaving worker while it still sends; what is left then is lost",
             f"MACKEREL_OTEL_SHUTDOWN_TIMEOUT={max(mercy - 1, 0) // 2}, or raise worker-reload-mercy",
         )
-
-
-def _environment(ini: Ini) -> Iterator[Finding]:
-    for value in ini.all("env"):
-        name, equals, _ = value.partition("=")
-        if equals and name != name.rstrip() and name.startswith(_OURS):
-            yield Finding(
-                "FAIL",
-                f"env = {name}=… has a blank before its second equals sign",
-                f"uWSGI makes the blank a part of the name, and nobody reads {name!r}",
-                f"write that line without it: env = {name.rstrip()}=…",
-            )
-
-
-def _key(ini: Ini) -> Iterator[Finding]:
-    for name in KEY_VARIABLES:
-        written = [value for option, value in ini.written if option == "env" and value.startswith(f"{name}=")]
-        if not written:
-            continue
-        # By @(file) the key stands there, and not in what is read by everyone.
-        elsewhere = re.findall(r"@\(([^()]+)\)", written[-1])
-        open_ = [file for file in elsewhere or ini.files if _is_readable_by_all(file)]
-        yield Finding(
-            "WARN" if open_ else "OK",
-            f"{name} is set by an env line",
-            f"every user of this machine may read it in {', '.join(open_)}" if open_ else "",
-            f"chmod o-r {' '.join(open_)}, or set MACKEREL_APIKEY_FILE to a file that holds the key" if open_ else "",
-        )
-
-
-def _is_readable_by_all(file: str) -> bool:
-    try:
-        return bool(Path(file).stat().st_mode & stat.S_IROTH)
-    except OSError:
-        return False
 
 
 def _dotted(version: tuple[int, ...]) -> str:
