@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Limit = Callable[[], "Doom | None"]
 
 _LEAD: Final = 1.0
-_LEAST_LEAD: Final = 0.1
+_LEAST_LEAD: Final = 0.3
 _PART: Final = 0.1
 _LONGEST_NAP: Final = 1.0
 _SHORTEST_NAP: Final = 0.05
