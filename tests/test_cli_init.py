@@ -194,7 +194,8 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_in_the_way(tmp_path: P
     result = subprocess.run(
         [sys.executable, "-m", "mackerel_otel_server", "init", "gunicorn"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
+        # Python would leave cut files in __pycache__, with which nothing could import that module any more.
+        env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=60,

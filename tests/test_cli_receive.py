@@ -274,7 +274,8 @@ def test_a_disk_that_fills_up_later_is_one_clear_line(tmp_path: Path) -> None:
         subprocess.Popen(
             [sys.executable, "-m", "mackerel_otel_server", "receive", "--port", "0", "--json"],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONSAFEPATH": "1"},
+            # Python would leave cut files in __pycache__, with which nothing could import that module any more.
+            env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=output,
             stderr=subprocess.PIPE,
             encoding="utf-8",
