@@ -16,7 +16,7 @@ async def application(scope, receive, send):
         work(path)
     if path == "/wait":
         with tracer.start_as_current_span("waiting"):
-            print("under way:", path, flush=True)
+            print(f"under way: {path}", flush=True)
             await wait()
     headers = [(b"content-type", b"text/plain")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

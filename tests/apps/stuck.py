@@ -58,7 +58,7 @@ STUCK = {
 
 def work(path):
     """Hang inside a span of the application's own, after one that has ended."""
-    print("under way:", path, flush=True)
+    print(f"under way: {path}", flush=True)
     with tracer.start_as_current_span("before"):
         pass
     with tracer.start_as_current_span("stuck"):
@@ -72,7 +72,7 @@ def application(environ, start_response):
     if path == "/raise":
         raise locate(environ["QUERY_STRING"])
     if path == "/late":
-        print("under way:", path, flush=True)
+        print(f"under way: {path}", flush=True)
         time.sleep(float(environ["QUERY_STRING"]))
     if path == "/stream":
         start_response("200 OK", [("Content-Type", "text/plain")])

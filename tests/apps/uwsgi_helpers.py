@@ -16,7 +16,7 @@ def spool(task):
         mackerel_otel_server.instrument()
     with tracer.start_as_current_span("task"):
         pass
-    print("spooler", os.getpid(), "has done a task", flush=True)
+    print(f"spooler {os.getpid()} has done a task", flush=True)
     return uwsgi.SPOOL_OK
 
 

@@ -14,4 +14,4 @@ while True:
     uwsgi.mule_get_msg()
     with tracer.start_as_current_span("message"):
         pass
-    print("mule", uwsgi.mule_id(), "has got a message", flush=True)
+    print(f"mule {uwsgi.mule_id()} has got a message", flush=True)
