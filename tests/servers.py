@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 APPS = Path(__file__).parent / "apps"
 DEADLINE = 40.0
 """Seconds for anything that a loaded machine may take long for. Nothing waits that long when all is well."""
-LOADED = 3.0
+LOADED = 1.0
 """Seconds that a machine may take longer with other tests' servers beside this one: each end of a process waits for its
 turn. A sender that ignored its limit would take 10 s, the timeout of a request to the endpoint."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from checking import INI, KEY, Check
 from servers import environment, uwsgi
 
 from mackerel_otel_server.cli.fragments import FRAGMENTS
-from mackerel_otel_server.cli.inspection import versions
+from mackerel_otel_server.cli.inspection import files, versions
 from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 
@@ -64,7 +65,13 @@ def test_a_file_that_cannot_be_read_is_a_failure(check: Check, tmp_path: Path) -
     assert result.status == 1
     result.has("FAIL", "'nothing.ini' cannot be read (No such file")
     (tmp_path / "folder.ini").mkdir()
-    check("--config", "folder.ini").has("FAIL", "Is a directory")
+    check("--config", "folder.ini").has("FAIL", "'folder.ini' cannot be read (it is a folder)")
+    # A pipe would be waited for, and a disk be read, without end.
+    os.mkfifo(tmp_path / "pipe.ini")
+    check("--config", "pipe.ini").has("FAIL", "'pipe.ini' cannot be read (it is no regular file)")
+    (tmp_path / "large.ini").write_bytes(bytes(files.LARGEST + 1))
+    (tmp_path / "includes.ini").write_text("[uwsgi]\ninclude = large.ini\n")
+    check("--config", "includes.ini").has("FAIL", "'large.ini' cannot be read (it has more than 1,000,000 bytes)")
     check("--config", "x.ini", files={"x.ini": "[other]\n"}).has("FAIL", "no section [uwsgi]")
 
 

@@ -277,12 +277,12 @@ def test_a_200_delivers_whatever_comes_after_it(servers: Servers, far_end: Make,
 
 def test_a_200_whose_body_drips_delivers_as_fast_as_its_limit_allows(servers: Servers, far_end: Make) -> None:
     with far_end(Step(act=far.drip_body)) as server:
-        outcome = servers.outcome(server, lambda: len(server.requests) > 2)
+        # Room for more than goes out between the last request and the end, which a busy machine makes longer.
+        outcome = servers.outcome(server, lambda: len(server.requests) > 2, room=2 * ROOM)
     assert outcome.arrived - BATCH <= outcome.sent <= outcome.arrived
     assert outcome.arrived_again == 0
-    # The batch whose answer drips when the worker leaves may have arrived. Where the machine is too busy to send more
-    # requests than are taken, no more are queued then than the worker still sends.
-    assert {"queue full"} <= set(outcome.lost) <= {"queue full", "not sent in time", "unconfirmed"}
+    # The batch whose answer drips when the worker leaves may have arrived.
+    assert {"queue full", "not sent in time"} == set(outcome.lost) - {"unconfirmed"}
     assert outcome.lost.get("unconfirmed", 0) in (0, BATCH)
     (said,) = outcome.said
     assert "answered 200 with something that is no OTLP answer" in said

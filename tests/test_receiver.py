@@ -328,7 +328,7 @@ def test_leaving_the_block_closes_connections_that_clients_keep_open() -> None:
         silent = socket.create_connection(("127.0.0.1", receiver.port), timeout=TIMEOUT)
         before = time.monotonic()
     try:
-        assert time.monotonic() - before < 5  # it would be 60 s, the idle timeout
+        assert time.monotonic() - before < 1.5
         assert is_closed(connection.sock)
         assert is_closed(silent)
     finally:

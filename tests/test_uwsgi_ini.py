@@ -166,7 +166,7 @@ def test_a_file_that_uwsgi_could_not_read_is_refused(tmp_path: Path, text: str, 
 
 
 def test_a_folder_and_bytes_that_are_no_text_are_no_traceback(tmp_path: Path) -> None:
-    with pytest.raises(NotReadError, match="Is a directory"):
+    with pytest.raises(NotReadError, match="it is a folder"):
         uwsgi_ini.read(str(tmp_path), {})
     (tmp_path / "x.ini").write_bytes(b"[uwsgi]\nenv = A=\xff\n")
     assert uwsgi_ini.read(str(tmp_path / "x.ini"), {}).environment({}) == {"A": "\udcff"}

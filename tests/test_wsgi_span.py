@@ -173,11 +173,11 @@ def test_the_attributes_of_an_ordinary_request() -> None:
 )
 def test_odd_requests(more: dict[str, Any], expected: dict[str, Any]) -> None:
     made = environ(**more)
-    began = time.thread_time()
+    began = time.perf_counter()
     with tracing() as spans:
         assert serve(trace_wsgi(hello), made).body == b"hello"
         assert {name: spans.attributes[name] for name in expected} == expected
-    assert time.thread_time() - began < 1
+    assert time.perf_counter() - began < 1
     assert "?" not in spans.attributes["url.path"]
     assert spans.one.name == ("HTTP" if expected.get("http.request.method") == "_OTHER" else "GET")
 

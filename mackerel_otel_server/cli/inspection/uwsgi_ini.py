@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mackerel_otel_server.cli.inspection import files
 from mackerel_otel_server.cli.inspection.not_read import NotReadError
 
 if TYPE_CHECKING:
@@ -233,10 +234,10 @@ class _Parsing:
             self._say(f"@({scheme + '://…' if is_address else file}): only files are read here")
             return ""
         try:
-            return Path(file).read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n")
-        except OSError as error:
+            return _decoded(file).removesuffix("\n")
+        except files.UnreadableError as error:
             raise NotReadError(
-                f"{self.files[-1]!r} names {file!r} by @({file}), which cannot be read ({error.strerror or error})",
+                f"{self.files[-1]!r} names {file!r} by @({file}), which cannot be read ({error})",
                 "name a file that exists, and type this command as a user who may read it",
                 "uWSGI does not start without it",
             ) from None
@@ -262,12 +263,17 @@ def _lines(text: str, section: str) -> Iterator[tuple[str, str]]:
 
 def _text(file: str) -> str:
     try:
-        return Path(file).read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        what = "name a file" if isinstance(error, IsADirectoryError) else "name a file that exists and may be read"
+        return _decoded(file)
+    except files.UnreadableError as error:
         raise NotReadError(
-            f"{file!r} cannot be read ({error.strerror or error})", f"{what}: mackerel-otel-server check --config FILE"
+            f"{file!r} cannot be read ({error})",
+            "name a regular file that exists and may be read: mackerel-otel-server check --config FILE",
         ) from None
+
+
+def _decoded(file: str) -> str:
+    # Bytes that are no text reach the environment as they are.
+    return files.content(Path(file)).decode("utf-8", "surrogateescape")
 
 
 def _magic(text: str, file: str) -> str:

@@ -129,8 +129,11 @@ def _option(ini: Ini) -> str:
 def _is_pyuwsgi() -> bool:
     """Tell whether the uWSGI of this environment, or else of PATH, is Python's script and not a program of its own."""
     command = demo_server.find("uwsgi")
+    if command is None:
+        return True
     try:
-        return command is None or Path(command[0]).read_bytes()[:2] == b"#!"
+        with Path(command[0]).open("rb") as program:
+            return program.read(2) == b"#!"
     except OSError:
         return True
 
