@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import wrapt
-
 from mackerel_otel_server import worker
+from mackerel_otel_server.imports import on_import
+from mackerel_otel_server.log import log
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,7 +19,16 @@ def register() -> None:
     global _registered
     if not _registered:
         _registered = True
-        wrapt.register_post_import_hook(_stop_at_shutdown, "celery.signals")
+        on_import("celery.signals", _stop_at_shutdown, _warn)
+
+
+def _warn(name: str, error: Exception) -> None:
+    log.warning(
+        "%s is not as expected (%s: %s): the spans of the last seconds of Celery's workers are lost",
+        name,
+        type(error).__name__,
+        error,
+    )
 
 
 def _stop_at_shutdown(module: ModuleType) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
-import wrapt
-
 from mackerel_otel_server import worker
+from mackerel_otel_server.imitation import imitates
+from mackerel_otel_server.imports import on_import
 from mackerel_otel_server.log import log
 
 if TYPE_CHECKING:
@@ -21,7 +20,16 @@ def register() -> None:
     global _registered
     if not _registered:
         _registered = True
-        wrapt.register_post_import_hook(_stop_after_shutdown, "uvicorn.server")
+        on_import("uvicorn.server", _stop_after_shutdown, _warn)
+
+
+def _warn(name: str, error: Exception) -> None:
+    log.warning(
+        "%s is not as expected (%s: %s): the spans of its last seconds are lost at TERM",
+        name,
+        type(error).__name__,
+        error,
+    )
 
 
 def _stop_after_shutdown(module: ModuleType) -> None:
@@ -37,7 +45,7 @@ def _stop_after_shutdown(module: ModuleType) -> None:
         log.debug("uvicorn's server has no shutdown(): spans of its last seconds are lost at TERM")
         return
 
-    @functools.wraps(original)
+    @imitates(original)
     async def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return await original(self, *args, **kwargs)

@@ -8,12 +8,12 @@ https://uwsgi-docs.readthedocs.io/en/latest/Options.html#harakiri
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 import uwsgi
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.watcher import Doom, Watcher
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _start(limit: float) -> None:
 def _follow_user_harakiri(limit: float) -> None:
     original = uwsgi.set_user_harakiri
 
-    @functools.wraps(original)
+    @imitates(original)
     def set_user_harakiri(seconds: int, *args: Any) -> Any:
         global _user_limit
         _user_limit = (float(seconds), time.time_ns())

@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-import wrapt
 from opentelemetry import context
 
+from mackerel_otel_server.imports import on_import
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing.request import KEY, Request, show_ids
 
@@ -29,7 +29,7 @@ _told = False
 
 def register() -> None:
     """Watch the function, whether or not it has been imported."""
-    wrapt.register_post_import_hook(_watch, f"{_PACKAGE}utils")
+    on_import(f"{_PACKAGE}utils", _watch)
 
 
 def _watch(module: ModuleType) -> None:

@@ -6,7 +6,7 @@ import inspect
 import types
 from typing import TYPE_CHECKING, Any, Final
 
-import wrapt
+from mackerel_otel_server.imitation import CallableProxy, imitates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,19 +69,18 @@ def wrap_class(cls: type, call: Call) -> bool:
         return False
 
     traced: Callable[..., Any]
+    # Without its attributes, which may mark it for another library.
     if inspect.iscoroutinefunction(original):
         # uvicorn takes a callable that can be called without arguments for a factory.
+        @imitates(original, with_attributes=False)
         async def traced(self: Any, scope: Any, *args: Any, **kwargs: Any) -> Any:
             return await call(types.MethodType(original, self), (scope, *args), kwargs)
     else:
 
+        @imitates(original, with_attributes=False)
         def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
             return call(types.MethodType(original, self), args, kwargs)
 
-    # Not functools.wraps: it would copy a mark that the function carries for another library.
-    traced.__name__, traced.__qualname__, traced.__doc__ = original.__name__, original.__qualname__, original.__doc__
-    traced.__module__ = original.__module__
-    vars(traced)["__wrapped__"] = original  # as functools.wraps does, for inspect.signature
     vars(traced)[_WRAPPED] = True
     type.__setattr__(owner, "__call__", traced)
     return True
@@ -92,13 +91,16 @@ def _is_function(method: Any) -> bool:
     return isinstance(method, types.FunctionType) or type(method).__name__ == "cython_function_or_method"
 
 
-class _TracedCallable(wrapt.ObjectProxy):  # type: ignore[type-arg, unused-ignore]  # generic since wrapt 2
+class _TracedCallable(CallableProxy):
     def __init__(self, application: Any, call: Call) -> None:
         super().__init__(application)
         self._self_call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._self_call(self.__wrapped__, args, kwargs)
+
+    def _self_again(self, copied: Any) -> Any:
+        return self if copied is self.__wrapped__ else type(self)(copied, self._self_call)
 
 
 class _TracedCoroutineCallable(_TracedCallable):

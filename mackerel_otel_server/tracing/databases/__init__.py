@@ -6,8 +6,7 @@ import functools
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from wrapt import register_post_import_hook
-
+from mackerel_otel_server.imports import on_import
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate, instrumentors
 
@@ -56,45 +55,33 @@ def register(
     for name, module in _MODULES.items():
         if name not in _registered:
             _registered.add(name)
-            register_post_import_hook(functools.partial(_trace, name, disabled, semantic_conventions), module)
+            on_import(module, functools.partial(_trace, name, disabled, semantic_conventions), _warn)
     if _SQLALCHEMY not in _registered:
         _registered.add(_SQLALCHEMY)
-        register_post_import_hook(_step_aside_for_sqlalchemy, _SQLALCHEMY)
+        on_import(_SQLALCHEMY, _step_aside_for_sqlalchemy, _warn)
 
 
 def _trace(
     name: str, disabled: Callable[[], Container[str]], semantic_conventions: Callable[[], str], module: Any
 ) -> None:
-    """Trace one driver that has just been imported. Never raises: the import is the application's."""
-    try:
-        names = disabled()
-        if name in names or "*" in names:
-            return
-        traced.add(name)
-        if _apply_own_instrumentation(name, module):
-            return
-        # Here, not above: only a driver needs them.
-        from mackerel_otel_server.tracing.databases import connections, drivers
+    """Trace one driver that has just been imported."""
+    names = disabled()
+    if name in names or "*" in names:
+        return
+    traced.add(name)
+    if _apply_own_instrumentation(name, module):
+        return
+    # Here, not above: only a driver needs them.
+    from mackerel_otel_server.tracing.databases import connections, drivers
 
-        connections.use_conventions(semantic_conventions())
-        for part, patch in drivers.PATCHES[name].items():
-            register_post_import_hook(functools.partial(_patch, patch), part)
-    except Exception as error:
-        _warn(module, error)
+    connections.use_conventions(semantic_conventions())
+    for part, patch in drivers.PATCHES[name].items():
+        on_import(part, patch, _warn)
 
 
-def _patch(patch: Callable[[Any], None], module: Any) -> None:
-    """Patch one module of a driver. Never raises, as above."""
-    try:
-        patch(module)
-    except Exception as error:
-        _warn(module, error)
-
-
-def _warn(module: Any, error: Exception) -> None:
+def _warn(name: str, error: Exception) -> None:
     if not gate.refused:
-        log.warning("the queries of %s are not traced: %s: %s", module.__name__, type(error).__name__, error)
-    log.debug("%s could not be patched", module.__name__, exc_info=True)
+        log.warning("the queries of %s are not traced: %s: %s", name, type(error).__name__, error)
 
 
 def _apply_own_instrumentation(name: str, module: Any) -> bool:
@@ -115,22 +102,19 @@ def _apply_own_instrumentation(name: str, module: Any) -> bool:
     return False
 
 
-def _step_aside_for_sqlalchemy(module: Any) -> None:
-    """Leave the queries of SQLAlchemy to its own instrumentation, once that is there. Never raises, as above.
+def _step_aside_for_sqlalchemy(_module: Any) -> None:
+    """Leave the queries of SQLAlchemy to its own instrumentation, once that is there.
 
     It makes its span before the driver is called and does not make it current; ``do_execute`` comes in between.
     """
-    try:
-        from sqlalchemy import event
-        from sqlalchemy.engine import Engine
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
 
-        from mackerel_otel_server.tracing.databases import queries
+    from mackerel_otel_server.tracing.databases import queries
 
-        def do_execute(*arguments: Any) -> None:
-            if (span := getattr(arguments[-1], "_otel_span", None)) is not None:
-                queries.leave_to(span)
+    def do_execute(*arguments: Any) -> None:
+        if (span := getattr(arguments[-1], "_otel_span", None)) is not None:
+            queries.leave_to(span)
 
-        for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-            event.listen(Engine, name, do_execute)
-    except Exception as error:
-        _warn(module, error)
+    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+        event.listen(Engine, name, do_execute)

@@ -17,6 +17,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Span, SpanKind, StatusCode, TraceFlags, Tracer
 
 from mackerel_otel_server import __version__
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate
 from mackerel_otel_server.tracing.databases.connections import Driver, attributes_of
@@ -61,7 +62,7 @@ def traced(method: Method, driver: Driver, query_of: QueryOf = given_query) -> M
     if inspect.iscoroutinefunction(method):
         return _traced_coroutine(method, driver, query_of)
 
-    @functools.wraps(method)
+    @imitates(method)
     def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
         parent = _parent()
         query = None if parent is None else _begin(parent, driver, self, query_of, (args, kwargs))
@@ -83,7 +84,7 @@ def traced_manager(method: Method, driver: Driver, *, asynchronous: bool) -> Met
     """Make a span of each use of a context manager that a cursor's method returns, from entering to leaving it."""
     if asynchronous:
 
-        @functools.wraps(method)
+        @imitates(method)
         @asynccontextmanager
         async def async_manager(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
             with _lasting(driver, self, given_query, (args, kwargs)):
@@ -92,7 +93,7 @@ def traced_manager(method: Method, driver: Driver, *, asynchronous: bool) -> Met
 
         return async_manager
 
-    @functools.wraps(method)
+    @imitates(method)
     @contextmanager
     def manager(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         with _lasting(driver, self, given_query, (args, kwargs)), method(self, *args, **kwargs) as entered:
@@ -102,7 +103,7 @@ def traced_manager(method: Method, driver: Driver, *, asynchronous: bool) -> Met
 
 
 def _traced_coroutine(method: Method, driver: Driver, query_of: QueryOf) -> Method:
-    @functools.wraps(method)
+    @imitates(method)
     async def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
         parent = _parent()
         query = None if parent is None else _begin(parent, driver, self, query_of, (args, kwargs))
@@ -125,7 +126,7 @@ def _traced_generator(method: Method, driver: Driver, query_of: QueryOf) -> Meth
         with _lasting(driver, self, query_of, (args, kwargs)):
             yield from method(self, *args, **kwargs)
 
-    @functools.wraps(method)
+    @imitates(method)
     def stream(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         return (generate if _parent() else method)(self, *args, **kwargs)
 
@@ -139,7 +140,7 @@ def _traced_async_generator(method: Method, driver: Driver, query_of: QueryOf) -
                 async for row in rows:
                     yield row
 
-    @functools.wraps(method)
+    @imitates(method)
     def stream(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         return (generate if _parent() else method)(self, *args, **kwargs)
 

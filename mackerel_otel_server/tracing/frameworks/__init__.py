@@ -6,13 +6,11 @@ module here names in ``HOOKS`` which modules of one framework it changes, and ho
 
 from __future__ import annotations
 
-import functools
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-import wrapt
-
-from mackerel_otel_server.log import log
+from mackerel_otel_server.imitation import imitates
+from mackerel_otel_server.imports import on_import
 from mackerel_otel_server.tracing.frameworks import bottle, django, falcon, flask, pyramid, starlette, werkzeug
 from mackerel_otel_server.tracing.wsgi import trace_served
 
@@ -51,7 +49,7 @@ def register_factory(module: str, name: str) -> None:
 
 
 def _trace_factory(factory: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(factory)
+    @imitates(factory)
     def make(*args: Any, **kwargs: Any) -> Any:
         return trace_served(factory(*args, **kwargs))
 
@@ -68,15 +66,6 @@ def _replace_on_import(module_name: str, attribute: str, trace: Callable[[Any], 
 
 
 def _on_import(module_name: str, hook: Callable[[ModuleType], None], *, key: str) -> None:
-    if key in _registered:
-        return
-    _registered.add(key)
-
-    def run(module: ModuleType) -> None:
-        try:
-            hook(module)
-        except Exception:
-            # This runs inside the application's import statement.
-            log.warning("%s is not traced", key, exc_info=True)
-
-    wrapt.register_post_import_hook(run, module_name)
+    if key not in _registered:
+        _registered.add(key)
+        on_import(module_name, hook)

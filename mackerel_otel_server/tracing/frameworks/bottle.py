@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, Final
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing.http import SERVER_ERROR
 from mackerel_otel_server.tracing.request import KEY
@@ -26,7 +26,7 @@ def _note_errors(module: ModuleType) -> None:
     """
     original = module.HTTPError.__init__
 
-    @functools.wraps(original)
+    @imitates(original)
     def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         try:

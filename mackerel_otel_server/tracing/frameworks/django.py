@@ -6,6 +6,7 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import asgi, wsgi
 from mackerel_otel_server.tracing.request import KEY
@@ -29,7 +30,7 @@ def _note_route(module: ModuleType) -> None:
     """Note the route when Django's handler has found it: BaseHandler.resolve_request() of django/core/handlers."""
     original = module.BaseHandler.resolve_request
 
-    @functools.wraps(original)
+    @imitates(original)
     def resolve_request(self: Any, request: Any) -> Any:
         match = original(self, request)
         try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Final
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import asgi, wsgi
 from mackerel_otel_server.tracing.request import KEY
@@ -59,7 +59,7 @@ def _add_middleware(cls: Any) -> None:
     """
     original = cls.__init__
 
-    @functools.wraps(original)
+    @imitates(original)
     def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         try:
@@ -90,13 +90,13 @@ def _note_errors(cls: Any, carrier: str) -> None:
     handle: Callable[..., Any]
     if inspect.iscoroutinefunction(original):
 
-        @functools.wraps(original)
+        @imitates(original)
         async def handle(self: Any, req: Any, resp: Any, error: BaseException, *args: Any, **kwargs: Any) -> Any:
             note(req, error)
             return await original(self, req, resp, error, *args, **kwargs)
     else:
 
-        @functools.wraps(original)
+        @imitates(original)
         def handle(self: Any, req: Any, resp: Any, error: BaseException, *args: Any, **kwargs: Any) -> Any:
             note(req, error)
             return original(self, req, resp, error, *args, **kwargs)

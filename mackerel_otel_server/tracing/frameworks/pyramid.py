@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, Final
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing.request import KEY
 from mackerel_otel_server.tracing.wsgi import trace_class
@@ -26,7 +26,7 @@ def _note_route(cls: Any) -> None:
     """
     original = cls.invoke_request
 
-    @functools.wraps(original)
+    @imitates(original)
     def invoke_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return original(self, request, *args, **kwargs)

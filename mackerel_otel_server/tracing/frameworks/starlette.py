@@ -6,9 +6,9 @@ part; ``scope["root_path"]`` would have the concrete values instead of the templ
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, Final
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import asgi, gate, wrapping
 from mackerel_otel_server.tracing.request import KEY, Request
@@ -76,7 +76,7 @@ def _before(cls: Any, name: str, note: Callable[[Any, Any, Request], None]) -> N
     """Call ``note`` with the route, the scope and the request before a route handles a request."""
     original = vars(cls)[name]
 
-    @functools.wraps(original)
+    @imitates(original)
     async def handle(self: Any, scope: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             if (begun := scope.get(KEY)) is not None:

@@ -6,8 +6,7 @@ import functools
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final
 
-from wrapt import register_post_import_hook
-
+from mackerel_otel_server.imports import on_import
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import databases, gate, instrumentors
 from mackerel_otel_server.tracing.libraries import engines, targets
@@ -71,17 +70,17 @@ class _Instrumentation:
         """Apply it as soon as all the modules are imported."""
         missing = set(modules)
         for module in modules:
-            register_post_import_hook(functools.partial(self._imported, module, missing), module)
+            on_import(module, functools.partial(self._imported, module, missing), self._failed)
 
     def _imported(self, name: str, missing: set[str], _module: Any) -> None:
-        """Apply it once nothing is missing. Never raises: the import is the application's."""
-        try:
-            missing.discard(name)
-            if not missing and not self._tried and not self._is_disabled() and not _traced_by_others():
-                self._tried = True
-                self._apply()
-        except Exception:
-            log.debug("%s is not applied", self._entry_point.value, exc_info=True)
+        """Apply it once nothing is missing."""
+        missing.discard(name)
+        if not missing and not self._tried and not self._is_disabled() and not _traced_by_others():
+            self._tried = True
+            self._apply()
+
+    def _failed(self, _name: str, error: Exception) -> None:
+        log.debug("%s is not applied: %r", self._entry_point.value, error)
 
     def _is_disabled(self) -> bool:
         names = self._disabled()

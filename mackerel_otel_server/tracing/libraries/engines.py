@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, Final
 
-from wrapt import register_post_import_hook
-
+from mackerel_otel_server.imitation import imitates
+from mackerel_otel_server.imports import on_import
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate
 
@@ -40,7 +39,7 @@ def register(is_traced: Callable[[str], bool]) -> None:
     """
     global _is_traced
     if _is_traced is None:
-        register_post_import_hook(_patch, "opentelemetry.instrumentation.sqlalchemy.engine")
+        on_import("opentelemetry.instrumentation.sqlalchemy.engine", _patch)
     _is_traced = is_traced
 
 
@@ -61,14 +60,14 @@ def _patch(module: Any) -> None:
         log.debug("SQLAlchemy's spans stay beside those of the driver", exc_info=True)
         return
 
-    @functools.wraps(before)
+    @imitates(before)
     def before_cursor_execute(self: Any, conn: Any, cursor: Any, statement: Any, params: Any, *rest: Any) -> Any:
         # The commenter changes the statement, and writes its span's id into it.
         if not getattr(self, "enable_commenter", False) and _repeats(conn.engine):
             return statement, params
         return before(self, conn, cursor, statement, params, *rest)
 
-    @functools.wraps(connect)
+    @imitates(connect)
     def wrap_connect(*args: Any, **kwargs: Any) -> Callable[..., Any]:
         theirs: Callable[..., Any] = connect(*args, **kwargs)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.tracing.databases.connections import Driver, Place
 from mackerel_otel_server.tracing.databases.drivers.patching import file_name
 from mackerel_otel_server.tracing.databases.queries import traced
@@ -31,7 +32,7 @@ def duckdb(module: Any) -> None:
         setattr(connection_class, name, _named_alike(getattr(connection_class, name)))
     connect = module.connect
 
-    @functools.wraps(connect)
+    @imitates(connect)
     def named(*args: Any, **kwargs: Any) -> Any:
         connection = connect(*args, **kwargs)
         _names[connection] = file_name(args[0] if args else kwargs.get("database", ":memory:"))
@@ -59,7 +60,7 @@ def _as_from(function: Callable[..., Any], *, of_module: bool = False) -> Callab
     """
     ours = 3 if of_module else 2  # frames: this one, that of traced() and that of _of_module()
 
-    @functools.wraps(function)
+    @imitates(function)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(ours)  # noqa: SLF001 - its documented use
         variables = {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
@@ -80,7 +81,7 @@ def _of_module(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the traced function of the module: its connection is given by name, or is the default one in memory."""
     method = traced(_as_from(function, of_module=True), _DRIVER)
 
-    @functools.wraps(function)
+    @imitates(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         return method(kwargs.get("connection"), *args, **kwargs)
 
@@ -88,7 +89,7 @@ def _of_module(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _named_alike(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
+    @imitates(method)
     def duplicate(self: Any, *args: Any, **kwargs: Any) -> Any:
         connection = method(self, *args, **kwargs)
         if name := _names.get(self):

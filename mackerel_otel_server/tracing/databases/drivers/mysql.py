@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.tracing.databases.connections import Driver, Place
 from mackerel_otel_server.tracing.databases.drivers.patching import REMEMBERED, as_str, connection_of, patch_methods
 
@@ -15,7 +15,7 @@ def mysqlclient_connections(module: Any) -> None:
     original = module.Connection.__init__
     names = ("host", "user", "password", "database", "port", "unix_socket")  # their order in the C class
 
-    @functools.wraps(original)
+    @imitates(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         given = {**dict(zip(names, args, strict=False)), **kwargs}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.tracing.databases.connections import Driver, Place
 from mackerel_otel_server.tracing.databases.drivers.patching import (
     METHODS,
@@ -46,7 +46,7 @@ def psycopg2(module: Any) -> None:
     methods |= {name: traced(getattr(cursor_class, name), _DRIVER, query_of) for name, query_of in _COPIES.items()}
     traced_cursor = subclass(cursor_class, methods)
 
-    @functools.wraps(connection_class.cursor)
+    @imitates(connection_class.cursor)
     def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
         def below(factory: Any) -> Any:
             if factory is None or factory is ...:
@@ -62,7 +62,7 @@ def psycopg2(module: Any) -> None:
     name = "_connect" if hasattr(module, "_connect") else "connect"
     original = getattr(module, name)
 
-    @functools.wraps(original)
+    @imitates(original)
     def connect(*args: Any, **kwargs: Any) -> Any:
         def below(factory: Any) -> Any:
             given = factory is not None and factory is not ...
@@ -87,7 +87,7 @@ def _of_cursor(function: Callable[..., Any]) -> Callable[..., Any]:
     """Trace a function whose first parameter ``cur`` may be given by name."""
     method = traced(function, _DRIVER)
 
-    @functools.wraps(function)
+    @imitates(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if args:
             return method(*args, **kwargs)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from wrapt import CallableObjectProxy
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.tracing.databases.connections import Driver, Place
 from mackerel_otel_server.tracing.databases.drivers.patching import (
     METHODS,
@@ -29,7 +29,7 @@ def sqlite3(module: Any) -> None:
     methods = (*METHODS[:2], "executescript")
     traced_cursor = subclass(cursor_class, {name: traced(getattr(cursor_class, name), driver) for name in methods})
 
-    @functools.wraps(connection_class.cursor)
+    @imitates(connection_class.cursor)
     def cursor(self: Any, *args: Any, **kwargs: Any) -> Any:
         def below(factory: Any) -> Any:
             return lay_below(cursor_class if factory is ... else factory, cursor_class, traced_cursor)
@@ -38,7 +38,7 @@ def sqlite3(module: Any) -> None:
         return connection_class.cursor(self, *args, **kwargs)
 
     def shortcut(name: str) -> Callable[..., Any]:
-        @functools.wraps(getattr(connection_class, name))
+        @imitates(getattr(connection_class, name))
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             return getattr(connection_class.cursor(self, traced_cursor), name)(*args, **kwargs)
 
