@@ -1,0 +1,62 @@
+"""What spans say about an exception."""
+
+from __future__ import annotations
+
+import pytest
+
+from mackerel_otel_server.tracing.exceptions import event_attributes, type_name
+
+
+class Own(Exception):  # noqa: N818
+    """An application's."""
+
+
+class Speechless(Exception):  # noqa: N818
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Wordless(Exception):  # noqa: N818
+    def __str__(self) -> str:
+        return 7  # type: ignore[return-value]
+
+
+def test_a_type_is_named_with_its_module_unless_it_is_built_in() -> None:
+    assert type_name(ValueError()) == "ValueError"
+    assert type_name(Own()) == f"{Own.__module__}.Own"
+
+
+def test_an_event_has_type_message_and_stack_trace_and_nothing_deprecated() -> None:
+    try:
+        raise Own("words")
+    except Own as error:
+        attributes = event_attributes(error)
+    assert sorted(attributes) == ["exception.message", "exception.stacktrace", "exception.type"]
+    assert attributes["exception.type"] == type_name(Own())
+    assert attributes["exception.message"] == "words"
+    assert attributes["exception.stacktrace"].startswith("Traceback (most recent call last)")
+    assert attributes["exception.stacktrace"].endswith(f"{type_name(Own())}: words\n")
+
+
+@pytest.mark.parametrize("kind", [Speechless, Wordless])
+def test_an_exception_whose_str_fails_is_described_by_what_is_known(kind: type[Exception]) -> None:
+    try:
+        raise kind
+    except kind as error:
+        attributes = event_attributes(error)
+    assert attributes["exception.message"] == "?"
+    assert attributes["exception.type"] == type_name(kind())
+    assert "raise kind" in attributes["exception.stacktrace"]
+
+
+def test_an_exception_that_traceback_cannot_format_is_described_by_what_is_known() -> None:
+    class Broken(Exception):  # noqa: N818
+        @property
+        def __cause__(self) -> None:
+            raise RuntimeError("no cause")
+
+    assert event_attributes(Broken("words")) == {
+        "exception.type": type_name(Broken()),
+        "exception.message": "words",
+        "exception.stacktrace": "?",
+    }
