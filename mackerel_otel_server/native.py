@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _queue
+import importlib
 import signal
 import sys
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def start_thread(function: Callable[[], None]) -> None:
         function: Must not raise.
     """
     with threads_without_signals():
-        _original("start_new_thread")(function, ())
+        original("_thread", "start_new_thread")(function, ())
 
 
 @contextmanager
@@ -58,14 +59,13 @@ def is_free(span: Any) -> bool:
     return True
 
 
-def _original(name: str) -> Any:
+def original(module: str, name: str) -> Any:
+    """Return a function of the standard library, also where gevent has replaced it."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None:
-        return monkey.get_original("_thread", name)
-    import _thread
-
-    return getattr(_thread, name)
+        return monkey.get_original(module, name)
+    return getattr(importlib.import_module(module), name)
 
 
-thread_ident: Final = _original("get_ident")
+thread_ident: Final = original("_thread", "get_ident")
 """Return the ident of the calling thread, whichever greenlet it runs."""

@@ -212,6 +212,7 @@ def _follow_requests() -> None:
     """Tell the requests where this server mounts applications, and its log their trace ids."""
     from mackerel_otel_server.tracing import request, wsgi
 
+    wsgi.note_connection(uwsgi.connection_fd)
     wsgi.note_mounts(lambda: [app["mountpoint"].decode("latin-1") for app in _applications()])
     # https://uwsgi-docs.readthedocs.io/en/latest/LogFormat.html
     if f"%({request.TRACE_ID})" in (_option("log-format", "logformat") or ""):

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,8 +134,6 @@ def test_orders_of_messages_and_what_the_span_says(spans: Spans) -> None:
     assert result({**START, "status": 503}, LAST) == (503, "ERROR", [])
     # The page first, then the exception, as Starlette does.
     assert result({**START, "status": 500}, LAST, ValueError()) == (500, "ERROR", ["ValueError"])
-    # The response is complete, the request has ended.
-    assert result(START, LAST, ValueError()) == (200, "UNSET", [])
     assert result(ValueError()) == (500, "ERROR", ["ValueError"])
     assert result(START, ValueError()) == (200, "ERROR", ["ValueError"])
     assert result(START, BODY, ValueError()) == (200, "ERROR", ["ValueError"])
@@ -148,6 +147,48 @@ def test_orders_of_messages_and_what_the_span_says(spans: Spans) -> None:
     uncaught = (500, "ERROR", ["asyncio.exceptions.CancelledError"])
     assert result(asyncio.CancelledError()) == (uncaught if sys.version_info >= (3, 11) else (None, "UNSET", []))
     assert result(SystemExit()) == (500, "ERROR", ["SystemExit"])
+
+
+def test_what_fails_after_the_response_is_a_span_of_its_own_below_the_requests(spans: Spans) -> None:
+    run(START, LAST, ValueError("late"))
+    request_span, late = spans()
+    assert (request_span.status.status_code.name, request_span.events) == ("UNSET", ())
+    assert late.parent == request_span.context
+    assert (late.kind.name, late.status.status_code.name, late.name) == ("INTERNAL", "ERROR", "after response")
+    assert late.attributes == {"error.type": "ValueError"}
+    (event,) = late.events
+    assert (event.attributes or {})["exception.message"] == "late"
+    assert late.start_time == request_span.end_time
+    # It says that the client has left, or ends the server: no error of the application.
+    for error in (ConnectionResetError, asyncio.CancelledError, SystemExit, GeneratorExit):
+
+        async def application(_scope: Any, _receive: Any, send: Any, error: type[BaseException] = error) -> None:
+            await send(START)
+            await send(LAST)
+            if error is ConnectionResetError:
+                await send({**BODY, "client has left": True})
+            raise error
+
+        Server().run(mackerel_otel_server.trace_asgi(application), scope_of())
+        assert len(spans()) == 1, error
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_the_span_ends_before_the_last_part_is_passed_on(spans: Spans, status: int) -> None:
+    ended: list[ReadableSpan] = []
+    passed_on: list[tuple[int, int]] = []
+
+    class Noting(Server):
+        async def send(self, message: Message) -> None:
+            ended.extend(spans())
+            passed_on.append((len(ended), time.time_ns()))
+            await super().send(message)
+
+    Noting().run(mackerel_otel_server.trace_asgi(sender({**START, "status": status}, BODY, LAST)), scope_of())
+    # That of an error page waits for the exception, which comes after the page.
+    assert [count for count, _ in passed_on] == [0, 0, int(status == 200)]
+    (span,) = [*ended, *spans()]
+    assert (span.end_time or 0) <= passed_on[-1][1]
 
 
 @pytest.mark.parametrize(

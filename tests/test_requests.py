@@ -274,7 +274,7 @@ for wrap in (trace_wsgi, OpenTelemetryMiddleware):
     exporter.clear()
     body = wrap(application)(dict(ENVIRON), lambda *args: None)
     list(body)
-    body.close()
+    getattr(body, "close", tuple)()
     (span,) = exporter.get_finished_spans()
     print(json.dumps(dict(span.attributes)))
 """

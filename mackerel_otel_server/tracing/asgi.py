@@ -2,14 +2,17 @@
 
 https://asgi.readthedocs.io/en/latest/specs/www.html
 
-The span of a request ends when the last part of the response is sent: what the application does after that, such as
-Starlette's background tasks, is none of the client's waiting. Only a response of 500 and above keeps it open until the
-application returns, because frameworks send their error page first and let the server see the exception then.
+The span of a request ends before the last part of the response is passed on: what the application does after that,
+such as Starlette's background tasks, is none of the client's waiting, and what fails there is a span of its own. Only a
+response of 500 and above keeps the span open until the application returns, because frameworks send their error page
+first and let the server see the exception then; the end is the same.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from time import time_ns
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
 _ARGUMENTS: Final = 3
 _SCHEMES: Final = {"http": "http", "websocket": "ws"}
 """The types of scopes that make a span, and what a missing ``scheme`` means; ``lifespan`` makes none."""
-_SWITCHING_PROTOCOLS: Final = 101
 _FORBIDDEN: Final = 403
 
 _departures: tuple[type[BaseException], ...] = ()
@@ -74,11 +76,12 @@ def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     ):
         return application(*args, **kwargs)
     if request.KEY in scope:
-        request.note_nested(scope[request.KEY], application)
+        request.note_nested(scope, application)
         return application(*args)
     begun = _begin(application, scope)
     if begun is None:
-        return application(*args)
+        outer = request.of(scope)
+        return application(*args) if outer is None else _inside(outer, application, *args)
     begun.coroutine = coroutine = _serve(begun, application, *args)
     return coroutine
 
@@ -88,8 +91,7 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
     try:
         if request.is_aside(application):
             return None
-        if request.has_outer_span():
-            scope[request.KEY] = None
+        if request.find_outer(scope, scope.get("wsgi_environ"), application):
             return None
         get = scope.get
         options = request.options
@@ -101,7 +103,10 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
         by_name = dict(headers)
         parent = request.extract(headers, _GETTER, has_headers=b"traceparent" in by_name or b"baggage" in by_name)
         scheme = get("scheme") or _SCHEMES[scope["type"]]
-        host = by_name.get(b"host", b"").decode("latin-1") or _server(get("server"))
+        server = get("server")
+        # uvicorn has None there for the port, Gunicorn a character of the path.
+        is_unix = not (server and isinstance(server[1], int))
+        host = by_name.get(b"host", b"").decode("latin-1") or ("" if is_unix else f"{server[0]}:{server[1]}")
         path = _path(scope)
         excluded = options.excluded_urls.get("asgi")
         if excluded is not None and excluded.search(f"{scheme}://{host}{path}"):
@@ -115,6 +120,7 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
             path=path,
             query=http.quoted(get("query_string", b"").decode("latin-1")),
             host=host,
+            is_unix=is_unix,
             client=client[0] if client else "",
             version=get("http_version", ""),
             user_agent=by_name.get(b"user-agent", b"").decode("latin-1"),
@@ -128,6 +134,19 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
     return begun
 
 
+async def _inside(outer: Request, application: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    """Serve a request that a WSGI application has passed on, in an event loop that knows nothing of its context."""
+    token = attach(outer.context)
+    try:
+        return await application(*args)
+    except BaseException as error:
+        _note_error(outer, error)
+        raise
+    finally:
+        with suppress(ValueError):  # thrown away by another task or thread
+            detach(token)
+
+
 async def _serve(
     begun: Request,
     application: Callable[..., Awaitable[Any]],
@@ -136,24 +155,29 @@ async def _serve(
     send: Callable[[Any], Awaitable[None]],
 ) -> Any:
     connection_error: OSError | None = None
-    note = _note_websocket if scope["type"] == "websocket" else _note_http
+    is_http = scope["type"] == "http"
 
-    async def send_and_note(message: Any) -> None:
+    async def send_and_note(*args: Any, **named: Any) -> None:
         nonlocal connection_error
+        message = named["message"] if named else args[-1]
+        if is_http and begun.is_sending and begun.span is not None and _is_last(begun, message):
+            _end_of_response(begun)
         try:
             await send(message)
         except OSError as error:
             # The client has left.
             connection_error = error
             raise
-        # Afterwards: the server may refuse the message, and the last part may have to wait for the client.
-        if begun.span is not None:
-            note(begun, message)
+        # Afterwards: the server may refuse the message.
+        if not begun.is_sending and begun.span is not None:
+            (_note_http if is_http else _note_websocket)(begun, message)
 
+    # Applications reach for the server's own objects by ``__self__``.
+    ours: Any = MethodType(send_and_note, send.__self__) if type(send) is MethodType else send_and_note
     token = attach(begun.context)
     is_same_context = True
     try:
-        result = await application(scope, receive, send_and_note)
+        result = await application(scope, receive, ours)
     except BaseException as error:
         # Where it is GeneratorExit, the coroutine is thrown away, perhaps by another task or thread.
         is_same_context = not isinstance(error, GeneratorExit)
@@ -181,26 +205,28 @@ class _AsgiRequest(Request):
 
 
 def _note_http(begun: Request, message: Any) -> None:
-    """Note what a message that the server took says about the response; end the span with the last. Never raises."""
+    """Note what a message that the server took says about the response. Never raises."""
     try:
-        kind = message["type"]
-        if kind == "http.response.start":
-            if begun.is_sending:
-                return
+        if message["type"] == "http.response.start":
             begun.is_sending = True
             begun.has_trailers = bool(message.get("trailers"))
             _note_response(begun, message)
-        elif not begun.is_sending:
-            return
-        elif kind in ("http.response.body", "http.response.zerocopysend"):
-            if not message.get("more_body") and not begun.has_trailers:
-                _end_of_response(begun)
-        elif kind == "http.response.pathsend" or (
-            kind == "http.response.trailers" and not message.get("more_trailers")
-        ):
-            _end_of_response(begun)
     except Exception:
         log.debug("a response cannot be understood", exc_info=True)
+
+
+def _is_last(begun: Request, message: Any) -> bool:
+    """Tell whether a message is the last of a response that has started. Never raises."""
+    try:
+        kind = message["type"]
+        if kind in ("http.response.body", "http.response.zerocopysend"):
+            return not message.get("more_body") and not begun.has_trailers
+        return kind == "http.response.pathsend" or (
+            kind == "http.response.trailers" and not message.get("more_trailers")
+        )
+    except Exception:
+        log.debug("a response cannot be understood", exc_info=True)
+        return False
 
 
 def _note_websocket(begun: Request, message: Any) -> None:
@@ -208,12 +234,10 @@ def _note_websocket(begun: Request, message: Any) -> None:
 
     https://asgi.readthedocs.io/en/latest/specs/www.html#websocket
     """
-    if begun.is_sending:
-        return
     try:
         kind = message["type"]
         if kind == "websocket.accept":
-            _note_response(begun, {**message, "status": _SWITCHING_PROTOCOLS})
+            _note_response(begun, {**message, "status": http.SWITCHING_PROTOCOLS})
         elif kind == "websocket.close":
             begun.status = _FORBIDDEN
         elif kind == "websocket.http.response.start":
@@ -253,11 +277,6 @@ def _note_error(begun: Request, error: BaseException) -> None:
             begun.failed(error)
     elif not isinstance(error, GeneratorExit):
         begun.failed(error)
-
-
-def _server(server: Any) -> str:
-    """Return ``name:port``; nothing for a Unix domain socket, whose port is None."""
-    return f"{server[0]}:{server[1]}" if server and server[1] else ""
 
 
 def _path(scope: dict[str, Any]) -> str:

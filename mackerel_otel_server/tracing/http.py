@@ -22,6 +22,7 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.23.1"
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _LONGEST_METHOD: Final = 64
+SWITCHING_PROTOCOLS: Final = 101
 SERVER_ERROR: Final = 500
 """4xx are the client's."""
 _SAFE: Final = "".join(map(chr, range(0x21, 0x7F)))
@@ -47,6 +48,7 @@ def request_attributes(  # noqa: PLR0913 - a request has so many parts
     path: str,
     query: str,
     host: str,
+    is_unix: bool,
     client: str,
     version: str,
     user_agent: str,
@@ -60,13 +62,14 @@ def request_attributes(  # noqa: PLR0913 - a request has so many parts
         path: Without a query, as percent-encoded by the client.
         query: What follows the question mark.
         host: The Host header, or the server's own ``name:port``, or empty.
+        is_unix: Whether the server listens on a Unix domain socket, where a scheme means no port.
         client: The client's address, as the server takes it.
         version: ``1.1``.
         user_agent: The User-Agent header.
     """
     known = method in options.known_methods
     name = method if known else "HTTP"
-    address, port = _split_host(host, scheme)
+    address, port = _split_host(host, "" if is_unix else scheme)
     if query:
         query = _SECRETS.sub(r"\1=REDACTED", query)
     if options.new_names:

@@ -6,7 +6,7 @@ import os
 import time
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mackerel_otel_server.tracing import stacks
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from mackerel_otel_server.tracing.request import Request
 
-_requests: dict[int, weakref.ref[Request]] = {}
-"""By id. Weak, because a response that the server forgets must end its span by being forgotten."""
+_requests: dict[str, weakref.ref[Request]] = {}
+"""By token. Weak, because a response that the server forgets must end its span by being forgotten."""
 
 _ends_are_noted = False
 last_end = 0
@@ -40,15 +40,21 @@ class Killing:
 
 def add(request: Request) -> None:
     """Note that a request has begun."""
-    _requests[id(request)] = weakref.ref(request)
+    _requests[request.token] = weakref.ref(request)
 
 
 def discard(request: Request) -> None:
     """Note that it has ended."""
     global last_end
-    _requests.pop(id(request), None)
+    _requests.pop(request.token, None)
     if _ends_are_noted:
         last_end = time.time_ns()
+
+
+def find(token: Any) -> Request | None:
+    """Return the request under way that a token stands for."""
+    reference = _requests.get(token)
+    return None if reference is None else reference()
 
 
 def note_ends() -> None:

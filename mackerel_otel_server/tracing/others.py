@@ -15,7 +15,7 @@ from opentelemetry import context
 
 from mackerel_otel_server.imports import on_import
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing.request import KEY, Request, show_ids
+from mackerel_otel_server.tracing import request
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -40,13 +40,13 @@ def _watch(module: ModuleType) -> None:
 
     def begin(*args: Any, **kwargs: Any) -> Any:
         carrier = kwargs.get("context_carrier") or (args[_CARRIER] if len(args) > _CARRIER else None)
-        if not isinstance(carrier, dict) or not isinstance(ours := carrier.get(KEY), Request) or ours.span is None:
+        if not isinstance(carrier, dict) or (ours := request.of(carrier)) is None or ours.span is None:
             return original(*args, **kwargs)
         # As if nobody had begun a span; what is current again at the end of the application's call is not touched.
         context.attach(context.Context())
         begun = original(*args, **kwargs)
         ours.give_way(begun[0])
-        show_ids(begun[0], carrier)
+        request.show_ids(begun[0], carrier)
         _tell(sys._getframe(1).f_globals.get("__name__", _PACKAGE))  # noqa: SLF001 - documented
         return begun
 

@@ -11,7 +11,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 from mackerel_otel_server.http_options import EXCLUDED, HttpOptions
 from mackerel_otel_server.log import log
 from mackerel_otel_server.native import is_free, thread_ident
-from mackerel_otel_server.tracing import http, inflight, wrapping
+from mackerel_otel_server.tracing import exceptions, http, inflight, wrapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 KEY: Final = "mackerel_otel_server.request"
-"""Where a WSGI environ or an ASGI scope holds the Request: whoever finds it there makes no second span."""
+"""Where a WSGI environ or an ASGI scope holds the token of its request: whoever finds one there makes no second span.
+
+It is text, so that a middleware may copy, pickle or print what holds it; a copy belongs to the same request.
+"""
+REST: Final = "/{path}"
+"""What a route ends with where nobody has a template for what follows a mount; Starlette's own name for it."""
+NO_TOKEN: Final = ""
+"""The token where no request of ours is under way, because another instrumentation makes the span, say."""
+AFTER_RESPONSE: Final = "after response"
+"""The name of a span of what fails after its request's span has ended."""
 TRACE_ID: Final = "otel_trace_id"
 """Where a WSGI environ holds the trace id in hexadecimal digits, for access logs; SPAN_ID likewise."""
 SPAN_ID: Final = "otel_span_id"
@@ -76,6 +85,8 @@ class Request:
     held by what it left behind, a traceback above all.
 
     Attributes:
+        token: What stands for it in an environ or scope.
+        carrier: The environ or scope.
         context: In which the application runs: the server span is the current span there.
         span: The server span, None when it has ended or another instrumentation makes it.
         route: The template that the framework found, once it is known.
@@ -86,6 +97,7 @@ class Request:
         prefix: Where the server has mounted the application: what its routes begin with.
         has_given_way: Whether another instrumentation makes the span.
         has_trailers: Whether something follows the body.
+        is_mounted: Whether ``route`` is that of a mount.
         is_dropped: Whether the span is never to end, because another instrumentation decides about this application's.
         thread: The ident of the thread that it began in.
         coroutine: What serves it, where that is one.
@@ -101,10 +113,18 @@ class Request:
     error_type: str | None = None
     has_given_way = False
     has_trailers = False
+    is_mounted = False
     coroutine: Any = None
     _was_killed = False
+    _has_ended = False
+    _routed_in: Any = None
 
-    def __init__(self, application: Any, method: str, prefix: str, span: Span, parent: Context) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - what there is to know of a request
+        self, application: Any, method: str, prefix: str, span: Span, parent: Context, carrier: dict[str, Any]
+    ) -> None:
+        self.carrier = carrier
+        show_ids(span, carrier)
+        carrier[KEY] = self.token = carrier[SPAN_ID]
         self.application = application
         self._method = method
         self.prefix = prefix
@@ -135,9 +155,7 @@ class Request:
         """
         parent = _ROOT if parent is None else parent
         span = _tracer.start_span(method, parent, SpanKind.SERVER, attributes)
-        carrier[KEY] = begun = cls(application, method, prefix, span, parent)
-        show_ids(span, carrier)
-        return begun
+        return cls(application, method, prefix, span, parent, carrier)
 
     @classmethod
     def begin_excluded(cls, application: Any, parent: Context | None, carrier: dict[str, Any]) -> Self:
@@ -147,27 +165,40 @@ class Request:
         trace_id = remote.trace_id if remote.is_valid else random.getrandbits(128) or 1
         span_id = random.getrandbits(64) or 1
         unsampled = NonRecordingSpan(SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(0)))
-        carrier[KEY] = begun = cls(application, "", "", unsampled, context.set_value(EXCLUDED, True, parent))
-        show_ids(unsampled, carrier)
-        return begun
+        return cls(application, "", "", unsampled, context.set_value(EXCLUDED, True, parent), carrier)
 
     def record(self, error: BaseException) -> None:
         """Note an exception that nobody handled on purpose, once however often it is reported."""
         span = self.span
-        if span is None or self._recorded == id(error):
+        if self._recorded == id(error) or (span is None and not self._has_ended):
             return
         # The number, not the exception: its traceback leads back here.
         recorded, self._recorded = self._recorded, id(error)
         if recorded and type(error) is SystemError and id(error.__cause__) == recorded:
             # What CPython makes of the recorded one when uWSGI's start_response has taken it.
             return
-        self.error_type = _type_name(error)
         try:
+            if span is None:
+                self._record_late(error)
+                return
+            self.error_type = exceptions.type_name(error)
             if span.is_recording():
-                span.record_exception(error)
+                span.add_event(exceptions.EVENT, exceptions.event_attributes(error))
         except Exception:
-            # Its __str__ fails.
-            span.add_event("exception", {"exception.type": self.error_type, "exception.message": "?"})
+            log.debug("an exception is not recorded", exc_info=True)
+
+    def _record_late(self, error: BaseException) -> None:
+        """Make a span of its own of what fails after the response, below the request's."""
+        ended: Any = trace.get_current_span(self.context)
+        if not isinstance(error, Exception) or not ended.get_span_context().trace_flags.sampled:
+            return
+        attributes = {"error.type": exceptions.type_name(error)} if options.new_names else {}
+        span = _tracer.start_span(
+            AFTER_RESPONSE, self.context, attributes=attributes, start_time=getattr(ended, "end_time", None)
+        )
+        span.add_event(exceptions.EVENT, exceptions.event_attributes(error))
+        span.set_status(Status(StatusCode.ERROR))
+        span.end()
 
     def failed(self, error: BaseException) -> None:
         """Note an exception that leaves the application: the server answers with its own page, if it still can."""
@@ -192,7 +223,7 @@ class Request:
         try:
             if span.is_recording() and is_free(span):
                 span.add_event(
-                    "exception",
+                    exceptions.EVENT,
                     {
                         "exception.type": kind,
                         "exception.message": message,
@@ -202,7 +233,16 @@ class Request:
         except Exception:
             log.debug("an exception is not recorded", exc_info=True)
         self.end()
-        self._was_killed = True
+        # What the request still raises is the killing's doing.
+        self._has_ended, self._was_killed = False, True
+
+    def note_takeover(self) -> None:
+        """Note that an application has answered over the connection itself, past WSGI, to a client that asked for it.
+
+        As flask-sock does. The only answer that begins another protocol is 101: RFC 9110, 15.2.2.
+        """
+        if not self.status and "HTTP_UPGRADE" in self.carrier:
+            self.status = http.SWITCHING_PROTOCOLS
 
     def add_header_attributes(self, kind: str, headers: Any) -> None:
         """Add captured headers; ``headers`` yields pairs of str."""
@@ -212,6 +252,37 @@ class Request:
                 self.span.set_attributes(http.header_attributes(options, kind, wanted, headers))
         except Exception:
             log.debug("headers are not captured", exc_info=True)
+
+    def note_route(self, route: str, carrier: Any) -> None:
+        """Note the template that a framework has matched.
+
+        Args:
+            route: The template.
+            carrier: The environ or scope that it was matched with. A copy of the one that the request was matched
+                with belongs to a request that the application makes of itself.
+        """
+        if self._routed_in is None or self._routed_in is carrier or self.is_mounted:
+            self._routed_in, self.route, self.is_mounted = carrier, route, False
+
+    def note_mount(self, route: str, carrier: Any) -> None:
+        """Note the template of a mount: the application below it may have a route that tells more."""
+        self.note_route(route, carrier)
+        self.is_mounted = True
+
+    def enter(self, carrier: dict[str, Any], application: Any) -> None:
+        """Note that the request goes on in an application of the other interface, for which a bridge is mounted."""
+        if self.has_route():
+            # The application makes a request of itself.
+            carrier[KEY] = NO_TOKEN
+            return
+        if self.is_mounted and self.route is not None:
+            self.prefix += self.route.removesuffix(REST)
+            self.route = REST
+        self.carrier, self.application = carrier, application
+
+    def has_route(self) -> bool:
+        """Tell whether a framework has matched the request, and not only to a mount."""
+        return self.route is not None and not self.is_mounted
 
     def add_prefix(self, prefix: str) -> None:
         """Say that the routes to come are those of an application mounted at ``prefix``."""
@@ -246,6 +317,7 @@ class Request:
             span.end(self.end_time)
         except Exception:
             log.debug("a server span did not end", exc_info=True)
+        self._has_ended = True
 
     def _complete(self, span: Span, route: str | None) -> None:
         status, error_type = self.status, self.error_type
@@ -297,6 +369,33 @@ def has_outer_span() -> bool:
     return span.is_recording() and getattr(span, "kind", SpanKind.SERVER) is SpanKind.SERVER
 
 
+def find_outer(carrier: dict[str, Any], outer_carrier: Any, application: Any) -> bool:
+    """Look for the request that this one is part of, though its environ or scope does not tell.
+
+    Args:
+        carrier: The environ or scope; gets the token of the outer request.
+        outer_carrier: What a bridge between WSGI and ASGI has made ``carrier`` of, where that is known.
+        application: The callable that serves the request.
+
+    Returns:
+        Whether no server span is to be begun.
+    """
+    if has_outer_span():
+        outer = of_current_span()
+        if outer is not None and ("wsgi.version" in outer.carrier) == ("wsgi.version" in carrier):
+            # No bridge: the application makes a request of itself, by a client for tests, say.
+            outer = None
+    elif isinstance(outer_carrier, dict) and KEY in outer_carrier:
+        outer = of(outer_carrier)
+    else:
+        return False
+    carrier[KEY] = NO_TOKEN if outer is None else outer.token
+    if outer is not None and outer.span is not None:
+        show_ids(outer.span, carrier)
+        outer.enter(carrier, application)
+    return True
+
+
 def step_aside(application: Any) -> None:
     """Leave an application's requests to another instrumentation, which has just taken one over."""
     _aside[wrapping.identity(application)] = application
@@ -307,12 +406,30 @@ def is_aside(application: Any) -> bool:
     return bool(_aside) and wrapping.identity(application) in _aside
 
 
-def note_nested(begun: Request | None, application: Any) -> None:
-    """Note that a request has come to an application within the one that its span began with."""
-    if begun is not None and begun.span is not None:
-        begun.application = application
-        if is_aside(application):
-            begun.is_dropped = True
+def of(carrier: Any) -> Request | None:
+    """Return the request under way whose environ or scope this is, or a copy of it."""
+    return inflight.find(carrier.get(KEY))
+
+
+def of_current_span() -> Request | None:
+    """Return the request under way whose server span is the current one."""
+    return inflight.find(trace.get_current_span().get_span_context().span_id.to_bytes(8, "big").hex())
+
+
+def note_nested(carrier: dict[str, Any], application: Any) -> None:
+    """Note that a request has come to an application within the one that its span began with. Never raises."""
+    begun = of(carrier)
+    if begun is None or begun.span is None:
+        return
+    if begun.carrier is not carrier:
+        if begun.has_route():
+            # A request that the application makes of itself, as batch endpoints do: its route is not that of ours.
+            carrier[KEY] = NO_TOKEN
+            return
+        begun.carrier = carrier
+    begun.application = application
+    if is_aside(application):
+        begun.is_dropped = True
 
 
 def extract(carrier: Any, getter: Getter[Any], *, has_headers: bool) -> Context | None:
@@ -346,9 +463,3 @@ def _mend_propagation() -> None:
             return context.get_current() if given is None else given
 
     propagate.set_global_textmap(NoPropagator([]))
-
-
-def _type_name(error: BaseException) -> str:
-    """Return ``module.Class``, and ``Class`` alone for a built-in one, as the SDK's exception events have it."""
-    cls = type(error)
-    return cls.__qualname__ if cls.__module__ in ("builtins", None) else f"{cls.__module__}.{cls.__qualname__}"

@@ -7,17 +7,19 @@ https://peps.python.org/pep-3333/
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Iterable
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from opentelemetry.context import attach, detach, get_current
+from opentelemetry.context import attach, detach
 from opentelemetry.propagators.textmap import Getter
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import gate, http, request, routes, wrapping
+from mackerel_otel_server.tracing import bodies, gate, http, request, routes, wrapping
+from mackerel_otel_server.tracing.departure import client_has_left
 from mackerel_otel_server.tracing.request import Request
+from mackerel_otel_server.tracing.standing_in import StandIn, stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +30,10 @@ _STATUS_DIGITS: Final = 3
 _served: dict[int, Any] = {}
 """Applications, by id, that the server itself calls, so that the SCRIPT_NAME they get is the server's own."""
 _find_mounts: Callable[[], Iterable[str]] = tuple
+
+
+def _find_connection() -> int | None:
+    return None
 
 
 def trace_wsgi(application: Any) -> Any:
@@ -70,6 +76,16 @@ def note_mounts(find: Callable[[], Iterable[str]]) -> None:
     _find_mounts = functools.cache(find)
 
 
+def note_connection(find: Callable[[], int | None]) -> None:
+    """Say how to find the connection of the request under way, for a server that puts no socket into the environ.
+
+    Args:
+        find: Returns the file descriptor.
+    """
+    global _find_connection
+    _find_connection = find
+
+
 def trace_class(cls: type) -> None:
     """Make every request to an instance of a framework's class a server span."""
     if not wrapping.wrap_class(cls, call):
@@ -82,7 +98,7 @@ def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         return application(*args, **kwargs)
     environ, start_response = args
     if request.KEY in environ:
-        request.note_nested(environ[request.KEY], application)
+        request.note_nested(environ, application)
         return application(environ, start_response)
     begun = _begin(application, environ)
     if begun is None:
@@ -90,13 +106,12 @@ def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     return _serve(begun, application, environ, start_response)
 
 
-def _begin(application: Any, environ: dict[str, Any]) -> _WsgiRequest | None:
+def _begin(application: Any, environ: dict[str, Any]) -> WsgiRequest | None:
     """Start the span of a request; None where it is to have none of ours. Never raises."""
     try:
         if request.is_aside(application):
             return None
-        if request.has_outer_span():
-            environ[request.KEY] = None
+        if request.find_outer(environ, environ.get("asgi.scope"), application):
             return None
         get = environ.get
         options = request.options
@@ -104,11 +119,14 @@ def _begin(application: Any, environ: dict[str, Any]) -> _WsgiRequest | None:
             environ, _GETTER, has_headers="HTTP_TRACEPARENT" in environ or "HTTP_BAGGAGE" in environ
         )
         scheme = get("wsgi.url_scheme", "http")
-        host = get("HTTP_HOST") or f"{get('SERVER_NAME', '')}:{get('SERVER_PORT', '')}"
+        server, port = get("SERVER_NAME", ""), get("SERVER_PORT")
+        # There a client has no address, and Gunicorn makes up a port where the client names a host.
+        is_unix = port == "" or not get("REMOTE_ADDR")
+        host = get("HTTP_HOST") or (server if is_unix else f"{server}:{port or ''}")
         path = _path(environ)
         excluded = options.excluded_urls.get("wsgi")
         if excluded is not None and excluded.search(f"{scheme}://{host}{path}"):
-            return _WsgiRequest.begin_excluded(application, parent, environ)
+            return WsgiRequest.begin_excluded(application, parent, environ)
         method, attributes = http.request_attributes(
             options,
             method=get("REQUEST_METHOD", ""),
@@ -116,12 +134,13 @@ def _begin(application: Any, environ: dict[str, Any]) -> _WsgiRequest | None:
             path=path,
             query=http.quoted(get("QUERY_STRING", "")),
             host=host,
+            is_unix=is_unix,
             client=get("REMOTE_ADDR", ""),
             version=http.version_of(get("SERVER_PROTOCOL", "")),
             user_agent=get("HTTP_USER_AGENT", ""),
         )
         prefix = _mount(application, get("SCRIPT_NAME"))
-        begun = _WsgiRequest.begin(application, method, prefix, attributes, parent, environ)
+        begun = WsgiRequest.begin(application, method, prefix, attributes, parent, environ)
         if options.request_headers is not None:
             begun.add_header_attributes("request", _headers(environ))
     except Exception:
@@ -131,53 +150,40 @@ def _begin(application: Any, environ: dict[str, Any]) -> _WsgiRequest | None:
 
 
 def _serve(
-    begun: _WsgiRequest, application: Callable[..., Any], environ: dict[str, Any], start_response: Callable[..., Any]
+    begun: WsgiRequest, application: Callable[..., Any], environ: dict[str, Any], start_response: Callable[..., Any]
 ) -> Any:
     token = attach(begun.context)
     try:
-        begun.server_start_response = start_response
-        body = application(environ, begun.start_response)
+        body = application(environ, begun.start_response_for(start_response))
     except BaseException as error:
         begun.failed(error)
-        begun.end(routes.of_environ(environ, begun.route))
+        begun.end()
         raise
     finally:
         detach(token)
     if begun.has_given_way:
         request.step_aside(begun.application)
-    kind = type(body)
-    if kind is list:
-        return _Chunks(body, begun, environ)
-    if kind is bytes or kind is str or body is None:
-        # No iterable of WSGI's, but uWSGI takes bytes; and what is wrong with the rest is between those two.
-        begun.end(routes.of_environ(environ, begun.route))
-        return body
-    if _is_file(body, environ):
-        return _closing(body, begun, environ)
-    if not hasattr(kind, "__len__"):
-        return _Body(body, begun, environ)
-    if "uwsgi.version" in environ and _is_buffer(body):
-        begun.end(routes.of_environ(environ, begun.route))
-        return body
-    return _SizedBody(body, begun, environ)
+    return bodies.followed(body, begun, environ)
 
 
-class _WsgiRequest(Request):
-    """A request that came with a ``start_response``.
+class WsgiRequest(Request):
+    """A request that came with a ``start_response``."""
 
-    Attributes:
-        server_start_response: The server's.
-    """
-
-    server_start_response: Callable[..., Any]
+    _server_start_response: Callable[..., Any]
     _server_write: Callable[[Any], Any]
+    _write_error = 0
 
-    def start_response(self, *args: Any, **kwargs: Any) -> Any:
+    def start_response_for(self, theirs: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what the application gets in the place of the server's ``start_response``, or a middleware's."""
+        self._server_start_response = theirs
+        return _in_place_of(theirs, self.start_response)
+
+    def start_response(self, _owner: Any, *args: Any, **kwargs: Any) -> Any:
         """Pass on to the server, and note the status."""
         if len(args) > _ARGUMENTS or kwargs:
             self._note_error(*args, **kwargs)
         # What the server refuses is not sent.
-        self._server_write = self.server_start_response(*args, **kwargs)
+        self._server_write = write = self._server_start_response(*args, **kwargs)
         try:
             status = args[0] if args else kwargs["status"]
             self.status = int(status[:_STATUS_DIGITS])
@@ -185,13 +191,18 @@ class _WsgiRequest(Request):
                 self.add_header_attributes("response", args[1] if len(args) > 1 else kwargs["headers"])
         except Exception:
             log.debug("a response cannot be understood", exc_info=True)
-        return self._write
+        return _in_place_of(write, self.write)
 
-    def _write(self, data: Any) -> Any:
+    def write(self, _owner: Any, data: Any) -> Any:
         """Write a part of the body, as PEP 3333 has it for frameworks from before it."""
         if not self.is_sending:
-            self.is_sending = _is_something(data)
-        return self._server_write(data)
+            self.is_sending = bodies.is_something(data)
+        try:
+            return self._server_write(data)
+        except OSError as error:
+            # The client has left. The number, not the error: its traceback leads back here.
+            self._write_error = id(error)
+            raise
 
     def _note_error(self, status: Any = "", headers: Any = None, exc_info: Any = None) -> None:  # noqa: ARG002 - PEP 3333's names
         """Note the exception that an error page is about."""
@@ -201,172 +212,56 @@ class _WsgiRequest(Request):
         except Exception:
             log.debug("an exception is not noted", exc_info=True)
 
+    def failed(self, error: BaseException) -> None:
+        """Note an exception that leaves the application, unless the server takes it for a normal end."""
+        if id(error) == self._write_error or client_has_left(error, _connection(self.carrier)):
+            return
+        if isinstance(error, StopIteration) and "gunicorn.socket" in self.carrier:
+            # Gunicorn's workers take it for the end of a connection that the application has served by itself.
+            self.note_takeover()
+            return
+        super().failed(error)
 
-class _Chunks(list):  # type: ignore[type-arg]
-    """A body that is complete, and the list that it was for the middlewares around: no code runs while it is sent."""
+    def has_route(self) -> bool:
+        """Tell whether a framework has matched the request; see Request."""
+        return routes.of_environ(self.carrier, None) is not None or super().has_route()
 
-    __slots__ = ("_begun", "_environ")
-
-    def __init__(self, chunks: list[Any], begun: Request, environ: dict[str, Any]) -> None:
-        super().__init__(chunks)
-        self._begun = begun
-        self._environ = environ
-
-    def close(self) -> None:
-        self._begun.end(routes.of_environ(self._environ, self._begun.route))
-
-    def __del__(self) -> None:
-        """End the span after all: the server has forgotten the response without closing it."""
-        if self._begun.span is not None:
-            self._begun.end(routes.of_environ(self._environ, self._begun.route))
-
-
-class _Body:
-    """A body that the application makes while it is sent: its code runs inside the span, the server's does not."""
-
-    __slots__ = ("_begun", "_context", "_environ", "_iterable", "_next")
-
-    def __init__(self, iterable: Any, begun: Request, environ: dict[str, Any]) -> None:
-        self._iterable = iterable
-        self._begun = begun
-        self._environ = environ
-        # A generator that has made a span of its own current finds it so again when it goes on.
-        self._context = begun.context
-        self._next: Callable[[], Any] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._iterable, name)
-
-    def __iter__(self) -> _Body:
-        self._next = self._inside(iter, self._iterable).__next__
-        return self
-
-    def __next__(self) -> Any:
-        begun = self._begun
-        token = attach(self._context)
-        try:
-            if self._next is None:
-                # A middleware takes the generator of an application for what it is.
-                self._next = iter(self._iterable).__next__
-            chunk = self._next()
-        except StopIteration:
-            raise
-        except BaseException as error:
-            begun.failed(error)
-            raise
-        finally:
-            self._context = get_current()
-            detach(token)
-        if not begun.is_sending:
-            begun.is_sending = _is_something(chunk)
-        return chunk
-
-    def close(self) -> None:
-        # The response is on its way: what fails now is noted, but its status stays what it was.
-        self._begun.is_sending = True
-        try:
-            close = getattr(self._iterable, "close", None)
-            if close is not None:
-                self._inside(close)
-        finally:
-            self._begun.end(routes.of_environ(self._environ, self._begun.route))
-
-    def __del__(self) -> None:
-        """End the span after all: the server has forgotten the response without closing it."""
-        if self._begun.span is not None:
-            self._begun.end(routes.of_environ(self._environ, self._begun.route))
-
-    def _inside(self, function: Callable[..., Any], *args: Any) -> Any:
-        token = attach(self._context)
-        try:
-            return function(*args)
-        except BaseException as error:
-            self._begun.failed(error)
-            raise
-        finally:
-            detach(token)
+    def end(self, route: str | None = None) -> None:
+        """End the span; see Request."""
+        super().end(route or routes.of_environ(self.carrier, self.route))
 
 
-class _SizedBody(_Body):
-    __slots__ = ()
+class _StandInCallable(StandIn):
+    __slots__ = ("_mackerel_otel_function",)
 
-    def __len__(self) -> int:
-        return len(self._iterable)
-
-
-def _is_something(chunk: Any) -> bool:
-    """Tell whether a part of a body is more than nothing: the response is on its way then. Never raises."""
-    try:
-        return bool(chunk)
-    except Exception:
-        # An array of numpy's, which uWSGI sends under wsgi-accept-buffer, does not say.
-        return True
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _function_of(self)(None, *args, **kwargs)
 
 
-def _is_buffer(body: Any) -> bool:
-    """Tell whether uWSGI may send the very object as a whole, without iterating over it.
+_set_function: Final = _StandInCallable._mackerel_otel_function.__set__  # type: ignore[attr-defined]  # noqa: SLF001
+_function_of: Final[Callable[[Any], Any]] = _StandInCallable._mackerel_otel_function.__get__  # type: ignore[attr-defined]  # noqa: SLF001
 
-    It does so with what is an instance of ``bytes`` and, under ``wsgi-accept-buffer``, with any buffer
-    (``uwsgi_python_send_body()`` in plugins/python/wsgi_subhandler.c). What it does not send so is no body either: it
-    yields numbers.
+
+def _in_place_of(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``ours`` in a form that looks like ``theirs``.
+
+    Applications reach for Gunicorn's response by ``start_response.__self__``.
+
+    Args:
+        theirs: A function or method of the server's or of a middleware's.
+        ours: Is called with one argument more, the first, which is of no interest.
     """
-    try:
-        memoryview(body).release()
-    except Exception:
-        return False
-    return True
+    if type(theirs) is MethodType:
+        return MethodType(ours, theirs.__self__)
+    made: Callable[..., Any] = stand_in(_StandInCallable, theirs)
+    _set_function(made, ours)
+    return made
 
 
-def _is_file(body: Any, environ: dict[str, Any]) -> bool:
-    """Tell whether the server is to send a file its own way, for which it must get the very object.
-
-    Gunicorn and wsgiref look for the class that ``wsgi.file_wrapper`` is; uWSGI compares with the file it was given.
-    """
-    wrapper = environ.get("wsgi.file_wrapper")
-    return isinstance(body, wrapper) if isinstance(wrapper, type) else hasattr(body, "read")
-
-
-class _Close:
-    """The ``close()`` of a file that the server gets as it is: ends the span as well, as does being forgotten."""
-
-    __slots__ = ("_begun", "_environ", "_find", "_theirs")
-
-    def __init__(self, body: Any, begun: Request, environ: dict[str, Any]) -> None:
-        self._begun = begun
-        self._environ = environ
-        self._theirs = own = vars(body).get("close")
-        # An object of Gunicorn's or wsgiref's has its close() for itself, and shall not hold itself alive by ours.
-        self._find: Callable[[], Any] = (lambda: body) if own is None else weakref.ref(body)
-
-    def __call__(self) -> Any:
-        body, theirs = self._find(), self._theirs
-        try:
-            if theirs is None:
-                del body.close
-                theirs = getattr(body, "close", None)
-            elif body is not None:
-                body.close = theirs
-            return theirs() if theirs is not None else None
-        finally:
-            self._end()
-
-    def __del__(self) -> None:
-        """End the span after all: the server has forgotten the file without closing it."""
-        if self._begun.span is not None:
-            self._end()
-
-    def _end(self) -> None:
-        self._begun.end(routes.of_environ(self._environ, self._begun.route))
-
-
-def _closing(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
-    """Return the same object, whose ``close()`` ends the span as well."""
-    try:
-        body.close = _Close(body, begun, environ)
-    except Exception:
-        # It takes no attributes. The span ends when the file is handed over.
-        begun.end(routes.of_environ(environ, begun.route))
-    return body
+def _connection(environ: dict[str, Any]) -> Any:
+    """Return the client's connection, a socket or a file descriptor, where the server gives it to the application."""
+    connection = environ.get("gunicorn.socket")
+    return _find_connection() if connection is None else connection
 
 
 def _path(environ: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing.http import SERVER_ERROR
-from mackerel_otel_server.tracing.request import KEY
+from mackerel_otel_server.tracing.request import of
 from mackerel_otel_server.tracing.wsgi import trace_class
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _note_errors(module: ModuleType) -> None:
         original(self, *args, **kwargs)
         try:
             if isinstance(self.exception, BaseException) and self.status_code >= SERVER_ERROR:
-                begun = module.request.environ.get(KEY)
+                begun = of(module.request.environ)
                 if begun is not None:
                     begun.record(self.exception)
         except Exception:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import asgi, wsgi
-from mackerel_otel_server.tracing.request import KEY
+from mackerel_otel_server.tracing.request import of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,7 @@ def _note_errors(module: ModuleType) -> None:
 
 def _request(request: Any) -> Request | None:
     carrier = getattr(request, "environ", None) or getattr(request, "scope", None) or {}
-    begun: Request | None = carrier.get(KEY)
+    begun: Request | None = of(carrier)
     return begun
 
 

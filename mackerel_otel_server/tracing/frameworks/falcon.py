@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import asgi, wsgi
-from mackerel_otel_server.tracing.request import KEY
+from mackerel_otel_server.tracing.request import of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ class _NoteRoute:
 
 
 def _note_route(carrier: dict[str, Any], req: Any) -> None:
-    begun = carrier.get(KEY)
+    begun = of(carrier)
     if begun is not None:
         begun.route = req.uri_template
 
@@ -82,7 +82,7 @@ def _note_errors(cls: Any, carrier: str) -> None:
 
     def note(req: Any, error: BaseException) -> None:
         try:
-            if (begun := getattr(req, carrier).get(KEY)) is not None:
+            if (begun := of(getattr(req, carrier))) is not None:
                 begun.record(error)
         except Exception:
             log.debug("an exception is not noted", exc_info=True)

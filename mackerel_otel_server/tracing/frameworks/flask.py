@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing.request import KEY
+from mackerel_otel_server.tracing.request import of
 from mackerel_otel_server.tracing.wsgi import trace_class
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ def _listen(module: ModuleType) -> None:
         try:
             # Not when the request ends: the request object is gone by then.
             rule = request.url_rule
-            if rule is not None and (begun := request.environ.get(KEY)) is not None:
+            if rule is not None and (begun := of(request.environ)) is not None:
                 begun.route = rule.rule
         except Exception:
             log.debug("no route", exc_info=True)
 
     def note_error(sender: Any, exception: BaseException, **_kwargs: Any) -> None:  # noqa: ARG001 - the same
         try:
-            if (begun := request.environ.get(KEY)) is not None:
+            if (begun := of(request.environ)) is not None:
                 begun.record(exception)
         except Exception:
             log.debug("an exception is not noted", exc_info=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing.request import KEY
+from mackerel_otel_server.tracing.request import of
 from mackerel_otel_server.tracing.wsgi import trace_class
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _note_route(cls: Any) -> None:
             return original(self, request, *args, **kwargs)
         finally:
             try:
-                route, begun = request.matched_route, request.environ.get(KEY)
+                route, begun = request.matched_route, of(request.environ)
                 if route is not None and begun is not None:
                     begun.route = "/" + route.pattern.removeprefix("/")
             except Exception:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import asgi, gate, wrapping
-from mackerel_otel_server.tracing.request import KEY, Request
+from mackerel_otel_server.tracing.request import KEY, REST, Request, of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 _MOUNTED: Final = "mackerel_otel_server.mounted"
 """Where a scope holds the templates of the mounts above, as ``root_path`` holds their paths."""
-_REST: Final = "/{path}"
-"""Starlette's own name for what follows a mount: what is there may have no routes, as static files."""
 
 
 def _trace_starlette(module: ModuleType) -> None:
@@ -58,7 +56,7 @@ def _prepare_fastapi(app: Any, scope: Any) -> None:
     if root_path and _MOUNTED not in scope:
         # As its own __call__ does in a moment: the server span begins before that.
         scope["root_path"] = root_path
-        if (begun := scope.get(KEY)) is not None:
+        if (begun := of(scope)) is not None:
             begun.prefix = root_path.rstrip("/")
     # Newer releases make a server span and spans of their own parts wherever a tracer provider is set: a second server
     # span, and one without exceptions. Private, but the constructor's argument of this name would count also where
@@ -69,7 +67,7 @@ def _prepare_fastapi(app: Any, scope: Any) -> None:
             telemetry["tracing"] = False
         else:
             # The application has asked for them: they stand for this request.
-            scope.setdefault(KEY, None)
+            scope.setdefault(KEY, "")
 
 
 def _before(cls: Any, name: str, note: Callable[[Any, Any, Request], None]) -> None:
@@ -79,7 +77,7 @@ def _before(cls: Any, name: str, note: Callable[[Any, Any, Request], None]) -> N
     @imitates(original)
     async def handle(self: Any, scope: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            if (begun := scope.get(KEY)) is not None:
+            if (begun := of(scope)) is not None:
                 note(self, scope, begun)
         except Exception:
             log.debug("no route", exc_info=True)
@@ -93,12 +91,12 @@ def _note_route(route: Any, scope: Any, begun: Request) -> None:
     context = (scope.get("fastapi") or {}).get("effective_route_context")
     if context is not None and context.original_route is route:
         route = context
-    begun.route = scope.get(_MOUNTED, "") + route.path
+    begun.note_route(scope.get(_MOUNTED, "") + route.path, scope)
 
 
 def _note_mount(mount: Any, scope: Any, begun: Request) -> None:
     scope[_MOUNTED] = mounted = scope.get(_MOUNTED, "") + mount.path
-    begun.route = mounted + _REST
+    begun.note_mount(mounted + REST, scope)
 
 
 def _know_departure(name: str) -> Callable[[ModuleType], None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing.request import KEY
+from mackerel_otel_server.tracing.request import of
 from mackerel_otel_server.tracing.wsgi import trace_class
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def _hook(module: ModuleType) -> None:
 
     def dispatch(self: Any, environ: Any, start_response: Any) -> Any:
         try:
-            if (begun := environ.get(KEY)) is not None:
+            if (begun := of(environ)) is not None:
                 begun.add_prefix(_mount(self.mounts, environ.get("PATH_INFO", "")))
         except Exception:
             log.debug("no mount", exc_info=True)

@@ -1,0 +1,98 @@
+"""Objects that stand in the place of one of the application's: whatever is asked of them, the original answers."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_OWN: Final = frozenset(
+    {"__class__", "__init__", "__new__", "__del__", "__getattribute__", "__getattr__", "__setattr__", "__delattr__"}
+    | {"__init_subclass__", "__subclasshook__", "__class_getitem__", "__set_name__"}
+    | {"__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
+)
+"""Special methods that are not passed on to the original, or in another way."""
+
+_classes: dict[type, WeakKeyDictionary[type, type]] = {}
+
+
+class StandIn:
+    """What stands in the place of ``original``, of which it has each attribute and each special method.
+
+    Subclasses add what is to happen besides; their attributes are slots that begin with ``_mackerel_otel_``.
+    """
+
+    __slots__ = ("__weakref__", "_mackerel_otel_original")
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the original's."""
+        return getattr(original_of(self), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set the original's."""
+        setattr(original_of(self), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Delete the original's."""
+        delattr(original_of(self), name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """What isinstance() sees."""
+        return original_of(self).__class__
+
+    def __copy__(self) -> Any:
+        """Copy the original."""
+        copied = copy.copy(original_of(self))
+        return self if copied is original_of(self) else copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Copy the original deeply."""
+        copied = copy.deepcopy(original_of(self), memo)
+        return self if copied is original_of(self) else copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle the original."""
+        # Whoever unpickles the original need not have this package.
+        return copy.copy, (original_of(self),)
+
+
+_set_original: Final = StandIn._mackerel_otel_original.__set__  # type: ignore[attr-defined]  # noqa: SLF001
+original_of: Final[Callable[[Any], Any]] = StandIn._mackerel_otel_original.__get__  # type: ignore[attr-defined]  # noqa: SLF001
+"""Return what a StandIn stands for."""
+
+
+def stand_in(base: type[StandIn], original: Any) -> Any:
+    """Return an object of a subclass of ``base`` that has the special methods which the original's class has."""
+    kind = type(original)
+    known = _classes.get(base)
+    if known is None:
+        known = _classes.setdefault(base, WeakKeyDictionary())
+    cls = known.get(kind)
+    if cls is None:
+        cls = known[kind] = _class_like(kind, base)
+    made: Any = object.__new__(cls)
+    _set_original(made, original)
+    return made
+
+
+def _class_like(kind: type, base: type[StandIn]) -> type:
+    own = {name for cls in base.__mro__[:-1] for name in vars(cls)}
+    special = [name for name in dir(kind) if name.startswith("__") and name.endswith("__")]
+    passed_on = {name for name in special if callable(getattr(kind, name, None))} - _OWN - own
+    methods = {name: _passed_on(name) for name in passed_on}
+    unhashable: dict[str, Any] = {"__hash__": None} if kind.__hash__ is None else {}
+    return type(kind.__name__, (base,), {"__slots__": (), "__doc__": kind.__doc__, **methods, **unhashable})
+
+
+def _passed_on(name: str) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        original = original_of(self)
+        result = getattr(type(original), name)(original, *args, **kwargs)
+        return self if result is original else result
+
+    method.__name__ = name
+    return method
