@@ -103,10 +103,10 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
         by_name = dict(headers)
         parent = request.extract(headers, _GETTER, has_headers=b"traceparent" in by_name or b"baggage" in by_name)
         scheme = get("scheme") or _SCHEMES[scope["type"]]
-        server = get("server")
+        name, port = get("server") or ("", None)
         # uvicorn has None there for the port, Gunicorn a character of the path.
-        is_unix = not (server and isinstance(server[1], int))
-        host = by_name.get(b"host", b"").decode("latin-1") or ("" if is_unix else f"{server[0]}:{server[1]}")
+        is_unix = not isinstance(port, int)
+        host = by_name.get(b"host", b"").decode("latin-1") or ("" if is_unix else f"{name}:{port}")
         path = _path(scope)
         excluded = options.excluded_urls.get("asgi")
         if excluded is not None and excluded.search(f"{scheme}://{host}{path}"):

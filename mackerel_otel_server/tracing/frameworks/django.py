@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import asgi, wsgi
+from mackerel_otel_server.tracing import asgi, bodies, wsgi
 from mackerel_otel_server.tracing.request import of
 
 if TYPE_CHECKING:
@@ -26,6 +26,23 @@ def _trace_asgi_handler(module: ModuleType) -> None:
     asgi.trace_class(module.ASGIHandler)
 
 
+def _leave_responses_alone(module: ModuleType) -> None:
+    """Let the server have Django's own responses, which are complete but for streaming ones."""
+    bodies.add_complete_class(module.HttpResponse)
+    original = module.HttpResponseBase.close
+
+    @imitates(original)
+    def close(self: Any) -> Any:
+        try:
+            return original(self)
+        except Exception as error:
+            # Of a receiver of the signal request_finished.
+            bodies.failed_to_close(self, error)
+            raise
+
+    module.HttpResponseBase.close = close
+
+
 def _note_route(module: ModuleType) -> None:
     """Note the route when Django's handler has found it: BaseHandler.resolve_request() of django/core/handlers."""
     original = module.BaseHandler.resolve_request
@@ -35,7 +52,7 @@ def _note_route(module: ModuleType) -> None:
         match = original(self, request)
         try:
             if (begun := _request(request)) is not None:
-                begun.route = _template(match.route)
+                begun.note_route(_template(match.route), _carrier(request))
         except Exception:
             log.debug("no route", exc_info=True)
         return match
@@ -61,9 +78,11 @@ def _note_errors(module: ModuleType) -> None:
 
 
 def _request(request: Any) -> Request | None:
-    carrier = getattr(request, "environ", None) or getattr(request, "scope", None) or {}
-    begun: Request | None = of(carrier)
-    return begun
+    return of(_carrier(request))
+
+
+def _carrier(request: Any) -> Any:
+    return getattr(request, "environ", None) or getattr(request, "scope", None) or {}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -77,4 +96,5 @@ HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
     "django.core.handlers.base": _note_route,
     "django.core.handlers.wsgi": _trace_wsgi_handler,
     "django.core.signals": _note_errors,
+    "django.http.response": _leave_responses_alone,
 }

@@ -34,7 +34,7 @@ class _NoteRoute:
 def _note_route(carrier: dict[str, Any], req: Any) -> None:
     begun = of(carrier)
     if begun is not None:
-        begun.route = req.uri_template
+        begun.note_route(req.uri_template, carrier)
 
 
 _NOTE_ROUTE: Final = _NoteRoute()

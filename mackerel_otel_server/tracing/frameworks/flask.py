@@ -29,7 +29,7 @@ def _listen(module: ModuleType) -> None:
             # Not when the request ends: the request object is gone by then.
             rule = request.url_rule
             if rule is not None and (begun := of(request.environ)) is not None:
-                begun.route = rule.rule
+                begun.note_route(rule.rule, request.environ)
         except Exception:
             log.debug("no route", exc_info=True)
 

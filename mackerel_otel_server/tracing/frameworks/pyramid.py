@@ -34,7 +34,7 @@ def _note_route(cls: Any) -> None:
             try:
                 route, begun = request.matched_route, of(request.environ)
                 if route is not None and begun is not None:
-                    begun.route = "/" + route.pattern.removeprefix("/")
+                    begun.note_route("/" + route.pattern.removeprefix("/"), request.environ)
             except Exception:
                 log.debug("no route", exc_info=True)
 
