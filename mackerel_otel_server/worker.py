@@ -74,8 +74,9 @@ def register(*, arguments: Arguments | None = None, application: str | None = No
         settings_module.set_semconv_default()
         gate.on_first_request(start)
         # After the variable is set: these may import instrumentations at once.
-        from mackerel_otel_server.tracing import databases, frameworks, libraries, others
+        from mackerel_otel_server.tracing import databases, frameworks, libraries, oldest, others
 
+        oldest.register(lambda: _others_report_arguments)
         databases.register(
             settings_module.disabled_instrumentations, lambda: settings_module.semantic_conventions("database")
         )

@@ -1,0 +1,63 @@
+"""Say once per start of the server which libraries are older than the oldest tested release."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing import gate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_compared: set[str] = set()
+"""Distributions whose release is known; inherited through the fork, so that the workers do not repeat the arbiter."""
+_reported_by_others: Callable[[], bool] = bool
+
+
+def register(reported_by_others: Callable[[], bool]) -> None:
+    """Name the function that tells who writes the warnings.
+
+    Args:
+        reported_by_others: Returns whether another worker of this server writes what is the same for all.
+    """
+    global _reported_by_others
+    _reported_by_others = reported_by_others
+
+
+def warn_if_older(distribution: str, oldest: str) -> None:
+    """Log a warning if the installed release of a library is older than ``oldest``. Never raises.
+
+    Args:
+        distribution: Its name on the package index. Nothing is said where it is not installed.
+        oldest: The oldest release that this package is tested with.
+    """
+    try:
+        if distribution in _compared:
+            return
+        _compared.add(distribution)
+        installed = metadata.version(distribution)
+        if is_older(installed, oldest) and not gate.refused and not _reported_by_others():
+            log.warning(
+                "%s %s is older than %s, the oldest release that this package is tested with, so spans may lack their "
+                "route or their exception, or be missing; type: pip install '%s>=%s'",
+                distribution,
+                installed,
+                oldest,
+                distribution,
+                oldest,
+            )
+    except Exception:
+        log.debug("the release of %s is not known", distribution, exc_info=True)
+
+
+def is_older(installed: str, oldest: str) -> bool:
+    """Compare two releases; a pre-release of ``oldest`` counts as ``oldest``.
+
+    Raises:
+        packaging.version.InvalidVersion: if one of them cannot be read.
+    """
+    from packaging.version import Version  # only where a library is imported that is compared
+
+    return Version(Version(installed).base_version) < Version(oldest)
