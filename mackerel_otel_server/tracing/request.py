@@ -333,12 +333,6 @@ class Request:
             span.set_status(Status(StatusCode.ERROR))
 
 
-def of(carrier: dict[str, Any]) -> Request | None:
-    """Return the request that a WSGI environ or an ASGI scope belongs to, None where it has no span of ours."""
-    found: Request | None = carrier.get(KEY)
-    return found
-
-
 def complain() -> None:
     """Log the exception that keeps a request from being traced, aloud for the first time only."""
     global _complained
