@@ -86,7 +86,8 @@ with parent(), closing(connect(**ADDRESS)) as connection:
         try:
             cursor.execute("SELEKT 1")
         except driver.Error as error:
-            types = [types[0] if gate.active else type(error).__qualname__, type(error).__qualname__]
+            name = f"{type(error).__module__}.{type(error).__qualname__}"
+            types = [types[0] if gate.active else name, name]
         connection.rollback()
 report(types=types)
 """,
@@ -98,7 +99,44 @@ report(types=types)
     assert span["status"]["status_code"] == "ERROR"
     (event,) = span["events"]
     assert event["name"] == "exception"
-    assert event["attributes"]["exception.type"].endswith(traced)
+    assert event["attributes"]["exception.type"] == traced
+    assert sorted(event["attributes"]) == ["exception.message", "exception.stacktrace", "exception.type"]
+
+
+@pytest.mark.parametrize("database", ["sqlite3", "pymysql", "psycopg2"], indirect=True)
+def test_an_error_whose_str_fails_leaves_the_span_with_status_type_and_event(run: Run, database: Database) -> None:
+    result = run(
+        IMPORT.format(database.module)
+        + """
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+class Value:
+    def __conform__(self, protocol):
+        raise Speechless
+    def __str__(self):
+        raise Speechless
+with parent(), closing(connect(**ADDRESS)) as connection:
+    if driver.__name__ == "psycopg2":
+        from psycopg2.extensions import register_adapter
+        register_adapter(Value, str)
+    for gate.active in False, True:
+        try:
+            connection.cursor().execute("SELECT {placeholder}", (Value(),))
+        except Exception as error:
+            types = [types[0] if gate.active else type(error).__name__, type(error).__name__]
+report(types=types)
+""".replace("{placeholder}", database.placeholder),
+        database.address,
+    )
+    (span,) = result.spans
+    assert result.facts["types"] == ["Speechless", "Speechless"]
+    assert span["attributes"]["error.type"] == "__main__.Speechless"
+    assert span["status"] == {"status_code": "ERROR", "description": "Speechless: ?"}
+    (event,) = span["events"]
+    assert event["attributes"]["exception.type"] == "__main__.Speechless"
+    assert event["attributes"]["exception.message"] == "?"
+    assert "raise Speechless" in event["attributes"]["exception.stacktrace"]
 
 
 @every_driver
@@ -504,5 +542,5 @@ report(rows=asyncio.run(main()))
     assert result.facts["rows"] == [["s3cret-value"], ["ProgrammingError"]]
     assert result.texts == ["SELECT %s", "SELECT nothing", "SELECT %s AS a"]
     assert all(database.place.items() <= span["attributes"].items() for span in result.spans)
-    assert result.spans[1]["attributes"]["error.type"] == "ProgrammingError"
+    assert result.spans[1]["attributes"]["error.type"] == "mysql.connector.errors.ProgrammingError"
     assert "s3cret-value" not in json.dumps(result.spans)

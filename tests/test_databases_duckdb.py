@@ -124,7 +124,7 @@ for gate.active in False, True:
             try:
                 call()
             except Exception as error:
-                facts.append([type(error).__name__, str(error).splitlines()[0]])
+                facts.append([type(error).__module__, type(error).__name__, str(error).splitlines()[0]])
         facts.append(connection.sql("SELECT 5 AS a").fetchall())
         facts.append(connection.execute("SELECT 6 AS a").fetchnumpy()["a"].tolist() if "numpy" in sys.modules else None)
     outcomes.append(json.loads(json.dumps(facts)))
@@ -134,7 +134,8 @@ report(outcomes=outcomes)
     without, with_us = result.facts["outcomes"]
     assert without == with_us
     failed = [span for span in result.spans if span["events"]]
-    assert failed[0]["attributes"]["error.type"] == "ParserException"
-    assert failed[0]["events"][0]["attributes"]["exception.type"].endswith("ParserException")
+    assert failed[0]["attributes"]["error.type"] == ".".join(without[3][:2])
+    assert failed[0]["attributes"]["error.type"].endswith(".ParserException")
+    assert failed[0]["events"][0]["attributes"]["exception.type"] == failed[0]["attributes"]["error.type"]
     assert "s3cret-value" not in json.dumps(result.spans)
     assert "SELECT 5 AS a" not in result.texts  # a relation

@@ -63,7 +63,7 @@ report(outcomes=outcomes)
     texts += ["SELECT ?", "SELECT 8"]
     assert result.texts[: len(texts)] == texts
     assert result.texts[-1] == "SELEKT ?"
-    assert result.spans[-1]["attributes"]["error.type"] == "ProgrammingError"
+    assert result.spans[-1]["attributes"]["error.type"] == "pyodbc.ProgrammingError"
     assert all(database.place.items() <= span["attributes"].items() for span in result.spans)
 
 

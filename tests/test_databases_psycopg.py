@@ -459,7 +459,7 @@ report(**facts)
         assert database.place.items() <= span["attributes"].items()
         assert span["parent_id"] == result.spans[0]["parent_id"]
     (failed,) = [span for span in result.spans if span["events"]]
-    assert failed["attributes"]["error.type"] == "InvalidTextRepresentation"
+    assert failed["attributes"]["error.type"] == "psycopg.errors.InvalidTextRepresentation"
     assert "s3cret-value" not in json.dumps(result.spans)
 
 
@@ -493,7 +493,7 @@ report(left=asyncio.run(main()))
     )
     assert sorted(result.texts[:4]) == [f"SELECT pg_sleep(0.05), {n}" for n in range(4)]
     assert result.texts[4:] == ["SELECT pg_sleep(30)", "SELECT 5"]
-    assert result.spans[4]["attributes"]["error.type"] == "CancelledError"
+    assert result.spans[4]["attributes"]["error.type"] == "asyncio.exceptions.CancelledError"
     assert result.facts["left"] is True
     assert "Failed to detach" not in result.log
 

@@ -135,15 +135,16 @@ def failure(text: str) -> BaseException:
 def test_an_error_does_not_repeat_the_values_that_a_query_was_given(
     given: tuple[object, ...], text: str, shown: str
 ) -> None:
-    message, trace = describe(failure(text), given)
-    assert message == shown
+    event = describe(failure(text), given)
+    trace = event["exception.stacktrace"]
+    assert event["exception.message"] == shown
     assert trace.endswith(f"ValueError: {shown}\n")
     assert trace.startswith("Traceback (most recent call last):\n")
 
 
 def test_a_generator_of_parameters_is_not_consumed() -> None:
     rows = iter([("alice",)])
-    assert describe(failure("alice"), (rows,))[0] == "alice"
+    assert describe(failure("alice"), (rows,))["exception.message"] == "alice"
     assert list(rows) == [("alice",)]
 
 
@@ -155,4 +156,16 @@ class Lazy:
 
 
 def test_a_value_that_is_no_plain_one_is_not_looked_at() -> None:
-    assert describe(failure("alice"), ((Lazy(), "alice"),))[0] == "?"
+    assert describe(failure("alice"), ((Lazy(), "alice"),))["exception.message"] == "?"
+
+
+class Unprintable(str):
+    __slots__ = ()
+
+    def __format__(self, specification: str) -> str:
+        raise RuntimeError
+
+
+def test_an_error_shows_none_of_its_words_where_a_value_cannot_be_looked_for() -> None:
+    event = describe(failure("alice"), ((Unprintable("alice"),),))
+    assert event == {"exception.type": "ValueError", "exception.message": "?", "exception.stacktrace": "?"}

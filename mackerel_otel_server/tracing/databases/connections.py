@@ -53,7 +53,10 @@ def use_conventions(mode: str) -> None:
 
 use_conventions("new")
 
-_KEPT = "_mackerel_otel_attributes"
+KEPT = "_mackerel_otel_attributes"
+"""Where a connection keeps the attributes that the spans of its queries have in common."""
+_MOVED_TO = "_mackerel_otel_database"
+"""Where it keeps the database that the application has changed to."""
 _constants_of_others: WeakKeyDictionary[Any, Constants] = WeakKeyDictionary()
 
 
@@ -70,7 +73,7 @@ def attributes_of(connection: Any, driver: Driver, text: str, operation: str) ->
 
 def _constants(connection: Any, driver: Driver) -> Constants:
     """Return what all spans of a connection have in common, kept in the connection or, where that cannot be, beside."""
-    known: Constants | None = getattr(connection, _KEPT, None)
+    known: Constants | None = getattr(connection, KEPT, None)
     if known is not None:
         return known
     try:
@@ -84,15 +87,28 @@ def _constants(connection: Any, driver: Driver) -> Constants:
     except Exception:  # closed, or a release with other attributes: the query is worth a span all the same
         log.debug("a connection does not say where it leads to", exc_info=True)
         return _constants_of(Place(driver.system))
+    if (database := getattr(connection, _MOVED_TO, None)) is not None:
+        place = place._replace(namespace=database)
     known = _constants_of(place)
     try:
-        setattr(connection, _KEPT, known)
+        setattr(connection, KEPT, known)
     except (AttributeError, TypeError):
         try:
             _constants_of_others[connection] = known
         except TypeError:
             log.debug("%s is asked with each query where it leads to", type(connection))
     return known
+
+
+def moved(connection: Any, database: str | None) -> None:
+    """Note that the queries of a connection go to another database from now on.
+
+    Args:
+        connection: One that takes attributes.
+        database: Its name, empty for none; None for the one that the connection was opened with.
+    """
+    setattr(connection, _MOVED_TO, database)
+    setattr(connection, KEPT, None)
 
 
 def _constants_of(place: Place) -> Constants:

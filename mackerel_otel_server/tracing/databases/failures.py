@@ -10,16 +10,19 @@ cannot be told from the statement.
 from __future__ import annotations
 
 import itertools
-import traceback
 from datetime import date, time, timedelta
 from numbers import Number
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing.exceptions import event_attributes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _PLAIN = (str, bytes, bytearray, Number, date, time, timedelta, UUID)
+_WORDS = ("exception.message", "exception.stacktrace")
 _VALUES = 10_000
 _SHOWN = 10_000
 """Characters up to which a value is looked for in the form of its repr, too, as in an error that has arguments."""
@@ -27,18 +30,24 @@ _SIGNIFICANT = 24
 """Databases cut long values in their errors, PostgreSQL after 64 bytes; this much of the beginning tells one."""
 
 
-def describe(error: BaseException, given: Iterable[Any]) -> tuple[str, str]:
-    """Return message and stack trace of an error, with ``?`` for each of the given values.
+def describe(error: BaseException, given: Iterable[Any]) -> dict[str, str]:
+    """Return the attributes of an error's event, with ``?`` for each of the given values. Never raises.
 
     Args:
         error: What the driver raised.
         given: Parameters: values, sequences and mappings of values, or sequences of those, as of ``executemany()``.
     """
-    values = sorted(set(itertools.islice(_texts(given), _VALUES)), key=len, reverse=True)
-    message, trace = str(error), "".join(traceback.format_exception(error))
-    for value in values:
-        message, trace = _without(value, message), _without(value, trace)
-    return message, trace
+    event = event_attributes(error)
+    try:
+        values = sorted(set(itertools.islice(_texts(given), _VALUES)), key=len, reverse=True)
+    except Exception:
+        # A value cannot be shown, so it cannot be looked for.
+        log.debug("the values of a query cannot be kept out of its error", exc_info=True)
+        return {**event, **dict.fromkeys(_WORDS, "?")}
+    for name in _WORDS:
+        for value in values:
+            event[name] = _without(value, event[name])
+    return event
 
 
 def _texts(given: Iterable[Any]) -> Iterator[str]:

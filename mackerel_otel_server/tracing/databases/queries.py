@@ -14,12 +14,12 @@ from typing import Any
 
 from opentelemetry import context, trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
-from opentelemetry.trace import Span, SpanKind, StatusCode, TraceFlags, Tracer
+from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, StatusCode, TraceFlags, Tracer
 
 from mackerel_otel_server import __version__
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import gate
+from mackerel_otel_server.tracing import exceptions, gate
 from mackerel_otel_server.tracing.databases.connections import Driver, attributes_of
 from mackerel_otel_server.tracing.databases.failures import describe
 from mackerel_otel_server.tracing.databases.statements import operation_of, text_of
@@ -122,27 +122,21 @@ def _traced_coroutine(method: Method, driver: Driver, query_of: QueryOf) -> Meth
 
 
 def _traced_generator(method: Method, driver: Driver, query_of: QueryOf) -> Method:
-    def generate(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with _lasting(driver, self, query_of, (args, kwargs)):
-            yield from method(self, *args, **kwargs)
-
     @imitates(method)
     def stream(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        return (generate if _parent() else method)(self, *args, **kwargs)
+        with _lasting(driver, self, query_of, (args, kwargs)):
+            yield from method(self, *args, **kwargs)
 
     return stream
 
 
 def _traced_async_generator(method: Method, driver: Driver, query_of: QueryOf) -> Method:
-    async def generate(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    @imitates(method)
+    async def stream(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         with _lasting(driver, self, query_of, (args, kwargs)):
             async with aclosing(method(self, *args, **kwargs)) as rows:
                 async for row in rows:
                     yield row
-
-    @imitates(method)
-    def stream(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        return (generate if _parent() else method)(self, *args, **kwargs)
 
     return stream
 
@@ -170,20 +164,33 @@ def _called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 
 
 def _parent() -> Span | None:
-    """Return the current span; None outside of a sampled trace, and in a process that does not trace."""
+    """Return the span that a query belongs to; None outside of a sampled trace, and in a process that does not trace.
+
+    A span that has ended is no parent: the context of a request outlives it in tasks and threads that it has started
+    and that go on for ever. A span that does not record is the parent in another process, which may be open.
+    """
     if not gate.active:
         return None
     span = trace.get_current_span()
-    return span if span.get_span_context().trace_flags & _SAMPLED else None
+    if not span.get_span_context().trace_flags & _SAMPLED:
+        return None
+    if span.is_recording() or isinstance(span, NonRecordingSpan):
+        return span
+    # A task or thread that was started during a query has its span in the context; the request may be open.
+    query = _running.get()
+    if isinstance(query, _Query) and query.span is span and query.parent.is_recording():
+        return query.parent
+    return None
 
 
 class _Query:
     """One call of the driver, with its span. Never raises."""
 
-    __slots__ = ("_given", "_mark", "_token", "key", "span")
+    __slots__ = ("_given", "_mark", "_token", "key", "parent", "span")
 
-    def __init__(self, span: Span, key: Any, given: Given) -> None:
+    def __init__(self, span: Span, parent: Span, key: Any, given: Given) -> None:
         self.span = span
+        self.parent = parent
         self.key = key
         self._given = given
         self._mark: Token[_Query | _Covered | None] | None = None
@@ -205,19 +212,10 @@ class _Query:
     def failed(self, error: BaseException) -> None:
         try:
             args, kwargs = self._given
-            message, stacktrace = describe(error, (args[1:], kwargs))
-            kind = type(error)
-            module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-            self.span.set_attribute("error.type", kind.__qualname__)
-            self.span.set_status(StatusCode.ERROR, f"{kind.__qualname__}: {message}")
-            self.span.add_event(
-                "exception",
-                {
-                    "exception.type": module + kind.__qualname__,
-                    "exception.message": message,
-                    "exception.stacktrace": stacktrace,
-                },
-            )
+            event = describe(error, (args[1:], kwargs))
+            self.span.set_attribute("error.type", event["exception.type"])
+            self.span.set_status(StatusCode.ERROR, f"{type(error).__qualname__}: {event['exception.message']}")
+            self.span.add_event(exceptions.EVENT, event)
         except Exception:
             log.debug("an error of a query is not recorded", exc_info=True)
 
@@ -274,10 +272,13 @@ def _begin(parent: Span, driver: Driver, cursor: Any, query_of: QueryOf, given: 
         operation = operation_of(text)
         span = _get_tracer().start_span(
             operation or driver.system,
-            kind=SpanKind.CLIENT,
-            attributes=attributes_of(connection, driver, text, operation),
+            # The tracer finds the current span itself; a query that has ended is current after its end in what it
+            # started, see _parent().
+            trace.set_span_in_context(parent) if isinstance(running, _Query) and running.parent is parent else None,
+            SpanKind.CLIENT,
+            attributes_of(connection, driver, text, operation),
         )
-        return _Query(span, key, given)
+        return _Query(span, parent, key, given)
     except Exception:
         log.debug("a query is not traced", exc_info=True)
         return None

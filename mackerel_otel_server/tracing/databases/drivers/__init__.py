@@ -12,8 +12,16 @@ if TYPE_CHECKING:
 # Name as in databases.MODULES -> module that is patched once it is imported -> how.
 PATCHES: dict[str, dict[str, Callable[[Any], None]]] = {
     "mysqlclient": {"MySQLdb.connections": mysql.mysqlclient_connections, "MySQLdb.cursors": mysql.mysqlclient_cursors},
-    "pymysql": {"pymysql.cursors": mysql.pymysql_cursors, "MySQLdb.cursors": mysql.pymysql_cursors},
+    "pymysql": {
+        "pymysql.connections": mysql.pymysql_connections,
+        "pymysql.cursors": mysql.pymysql_cursors,
+        "MySQLdb.connections": mysql.pymysql_connections,
+        "MySQLdb.cursors": mysql.pymysql_cursors,
+    },
     "mysql": {
+        "mysql.connector.connection": mysql.mysql_connector_connections,
+        "mysql.connector.connection_cext": mysql.mysql_connector_connections,
+        "mysql.connector.aio.connection": mysql.mysql_connector_connections,
         "mysql.connector.cursor": mysql.mysql_connector_cursors,
         "mysql.connector.cursor_cext": mysql.mysql_connector_cursors,
         "mysql.connector.aio.cursor": mysql.mysql_connector_cursors,

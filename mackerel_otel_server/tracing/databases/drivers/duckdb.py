@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from mackerel_otel_server.imitation import imitates
+from mackerel_otel_server.imitation import CallableProxy, imitates
 from mackerel_otel_server.tracing.databases.connections import Driver, Place
-from mackerel_otel_server.tracing.databases.drivers.patching import file_name
+from mackerel_otel_server.tracing.databases.drivers.patching import file_name, stand_in
 from mackerel_otel_server.tracing.databases.queries import traced
 
 _METHODS = ("execute", "executemany")
@@ -27,18 +27,11 @@ def duckdb(module: Any) -> None:
     connection_class = module.DuckDBPyConnection
     for name in _METHODS:
         setattr(connection_class, name, traced(_as_from(getattr(connection_class, name)), _DRIVER))
-        setattr(module, name, _of_module(getattr(module, name)))
+        function = getattr(module, name)
+        stand_in(function, _OfModule(function), module)
     for name in ("cursor", "duplicate"):
         setattr(connection_class, name, _named_alike(getattr(connection_class, name)))
-    connect = module.connect
-
-    @imitates(connect)
-    def named(*args: Any, **kwargs: Any) -> Any:
-        connection = connect(*args, **kwargs)
-        _names[connection] = file_name(args[0] if args else kwargs.get("database", ":memory:"))
-        return connection
-
-    module.connect = named
+    stand_in(module.connect, _Connect(module.connect), module)
 
 
 def _place(connection: Any) -> Place:
@@ -58,7 +51,7 @@ def _as_from(function: Callable[..., Any], *, of_module: bool = False) -> Callab
         function: What to call.
         of_module: It takes no connection before the query, as a method does.
     """
-    ours = 3 if of_module else 2  # frames: this one, that of traced() and that of _of_module()
+    ours = 3 if of_module else 2  # frames: this one, that of traced() and that of _OfModule
 
     @imitates(function)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,15 +70,24 @@ _CALL = "_mackerel_otel_call"
 _CODE = compile(f"{_CALL}()", "<mackerel_otel_server>", "eval")
 
 
-def _of_module(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the traced function of the module: its connection is given by name, or is the default one in memory."""
-    method = traced(_as_from(function, of_module=True), _DRIVER)
+class _OfModule(CallableProxy):
+    """The traced function of the module: its connection is given by name, or is the default one in memory."""
 
-    @imitates(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return method(kwargs.get("connection"), *args, **kwargs)
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._self_method = traced(_as_from(function, of_module=True), _DRIVER)
 
-    return call
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._self_method(kwargs.get("connection"), *args, **kwargs)
+
+
+class _Connect(CallableProxy):
+    """``duckdb.connect``."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        connection = self.__wrapped__(*args, **kwargs)
+        _names[connection] = file_name(args[0] if args else kwargs.get("database", ":memory:"))
+        return connection
 
 
 def _named_alike(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,11 +7,17 @@ from typing import Any
 
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.tracing.databases.connections import Driver, Place
+from mackerel_otel_server.tracing.databases.drivers.current_database import follow, of_argument, of_query
 from mackerel_otel_server.tracing.databases.drivers.patching import REMEMBERED, as_str, connection_of, patch_methods
 
 
 def mysqlclient_connections(module: Any) -> None:
-    """Make mysqlclient's connections remember what they were opened with."""
+    """Make mysqlclient's connections remember what they were opened with, and which database they have changed to."""
+    if _is_pymysql(module):
+        return
+    follow(module.Connection, "select_db", of_argument(0, "db"))
+    follow(module.Connection, "change_user", of_argument(2, "db"))
+    follow(module.Connection, "query", of_query)
     original = module.Connection.__init__
     names = ("host", "user", "password", "database", "port", "unix_socket")  # their order in the C class
 
@@ -44,6 +50,19 @@ def mysqlclient_cursors(module: Any) -> None:
         patch_methods(module.BaseCursor, Driver("mysql", connection_of, _mysqlclient_place))
 
 
+def _is_pymysql(module: Any) -> bool:
+    """Tell PyMySQL's modules, which go by the name MySQLdb after ``pymysql.install_as_MySQLdb()``."""
+    return hasattr(module, "MySQLResult")
+
+
+def pymysql_connections(module: Any) -> None:
+    """Make PyMySQL's connections remember which database they have changed to."""
+    if _is_pymysql(module):
+        follow(module.Connection, "select_db", of_argument(0, "db"))
+        follow(module.Connection, "query", of_query)
+        follow(module.Connection, "connect", None)
+
+
 def pymysql_cursors(module: Any) -> None:
     """Patch ``pymysql.cursors``, and the second copy that ``import MySQLdb.cursors`` makes of it.
 
@@ -63,6 +82,27 @@ def mysql_connector_cursors(module: Any) -> None:
     """Patch one of the modules with cursors of MySQL Connector/Python: pure Python, C extension or asyncio."""
     for cursor_class in [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]:
         patch_methods(cursor_class, Driver("mysql", _mysql_connector_connection, _mysql_connector_place))
+
+
+def mysql_connector_connections(module: Any) -> None:
+    """Make the connections of one of these modules remember which database they have changed to."""
+    for connection_class in [
+        c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__
+    ]:
+        follow(connection_class, "cmd_init_db", of_argument(0, "database"))
+        asynchronous = inspect.iscoroutinefunction(getattr(connection_class, "cmd_change_user", None))
+        follow(connection_class, "cmd_change_user", _async_change_user if asynchronous else _CHANGE_USER)
+        follow(connection_class, "cmd_query", of_query)
+        follow(connection_class, "database", of_argument(0, "value"))
+        follow(connection_class, "connect", None)
+
+
+_CHANGE_USER = of_argument(2, "database")
+
+
+def _async_change_user(connection: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Return the database that the connection was opened with, which that method goes back to, whatever it is given."""
+    return as_str(getattr(connection, "_database", None)) or _CHANGE_USER(connection, args, kwargs)
 
 
 def _mysql_connector_connection(cursor: Any) -> Any:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import re
 from collections.abc import Callable
 from typing import Any
 
-from wrapt import CallableObjectProxy, ObjectProxy
+from wrapt import ObjectProxy
 
-from mackerel_otel_server.tracing.databases.connections import Driver, Place
+from mackerel_otel_server.imitation import CallableProxy
+from mackerel_otel_server.tracing.databases.connections import Driver, Place, moved
+from mackerel_otel_server.tracing.databases.drivers.current_database import named_by_use
+from mackerel_otel_server.tracing.databases.drivers.patching import stand_in
 from mackerel_otel_server.tracing.databases.queries import traced
 
 # SQL_DBMS_NAME -> db.system.name, https://opentelemetry.io/docs/specs/semconv/registry/attributes/db/
@@ -25,24 +29,14 @@ _SYSTEMS = {
 _OTHER = "other_sql"
 # Of SQLGetInfo, which the driver answers without asking the server.
 _SERVER_NAME, _DATABASE_NAME, _DBMS_NAME = 13, 16, 17
+_CURRENT_CATALOG = 109  # SQL_ATTR_CURRENT_CATALOG
 _PLACE = ("server", "port", "database")
 _PAIR = re.compile(r"\s*([^=;]+?)\s*=\s*(\{(?:[^}]|\}\})*\}|[^;]*)")
 
 
 def pyodbc(module: Any) -> None:
     """Make pyodbc.connect() return traced connections."""
-
-    class Connect(CallableObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
-        """``pyodbc.connect``, which unlike a Python function is no method when it is the attribute of a class."""
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            connection = _Connection(self.__wrapped__(*args, **kwargs))
-            text = args[0] if args else kwargs.get("connstring", "")
-            given = {**_pairs(text), **{name.lower(): value for name, value in kwargs.items()}}
-            connection._mackerel_otel_given = {name: given[name] for name in _PLACE if name in given}  # noqa: SLF001
-            return connection
-
-    module.connect = Connect(module.connect)
+    stand_in(module.connect, _Connect(module.connect), module)
     for ours, theirs in (_Connection, module.Connection), (_Cursor, module.Cursor):
         for name, method in vars(ours).items():
             if inspect.isfunction(method) and not name.startswith("_"):
@@ -74,20 +68,40 @@ def _connection_of(cursor: Any) -> Any:
 _DRIVER = Driver(_OTHER, _connection_of, _place)
 
 
-class _Connection(ObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
-    """A ``pyodbc.Connection`` that makes traced cursors."""
+class _Connect(CallableProxy):
+    """``pyodbc.connect``, which unlike a Python function is no method when it is the attribute of a class."""
 
-    # Known to the class, so that they are set in the proxy.
-    _mackerel_otel_given: dict[str, Any] = {}  # noqa: RUF012
-    _mackerel_otel_attributes = None
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        connection = _Connection(self.__wrapped__(*args, **kwargs))
+        text = args[0] if args else kwargs.get("connstring", "")
+        given = {**_pairs(text), **{name.lower(): value for name, value in kwargs.items()}}
+        connection._mackerel_otel_given = {name: given[name] for name in _PLACE if name in given}  # noqa: SLF001
+        return connection
 
-    def cursor(self) -> Any:
-        """Return a traced cursor."""
-        return _Cursor(self.__wrapped__.cursor(), self)
 
-    def execute(self, *args: Any, **kwargs: Any) -> Any:
-        """Execute a query with a new cursor, and return that."""
-        return self.cursor().execute(*args, **kwargs)
+class _Proxy(ObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
+    """What stands for an object of pyodbc: it can be copied, pickled, printed and changed as far as that can."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith(_OURS):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.__wrapped__, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.__wrapped__, name)
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)
+
+    def __copy__(self) -> Any:
+        return copy.copy(self.__wrapped__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.__wrapped__, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__wrapped__.__reduce_ex__(protocol)
 
     def __enter__(self) -> Any:
         self.__wrapped__.__enter__()
@@ -97,7 +111,34 @@ class _Connection(ObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
         return self.__wrapped__.__exit__(*details)
 
 
-class _Cursor(ObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
+_OURS = ("_mackerel_otel_", "__wrapped__")
+
+
+class _Connection(_Proxy):
+    """A ``pyodbc.Connection`` that makes traced cursors."""
+
+    # What the class knows is set in the proxy.
+    _mackerel_otel_given: dict[str, Any] = {}  # noqa: RUF012 - replaced, not changed
+    _mackerel_otel_attributes = None
+    _mackerel_otel_database = None
+
+    def cursor(self) -> Any:
+        """Return a traced cursor."""
+        return _Cursor(self.__wrapped__.cursor(), self)
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a query with a new cursor, and return that."""
+        return self.cursor().execute(*args, **kwargs)
+
+    def set_attr(self, *args: Any, **kwargs: Any) -> Any:
+        """Set an attribute of the connection, which may be its database."""
+        answer = self.__wrapped__.set_attr(*args, **kwargs)
+        if args[:1] == (_CURRENT_CATALOG,) and len(args) > 1:
+            moved(self, str(args[1]))
+        return answer
+
+
+class _Cursor(_Proxy):
     """A ``pyodbc.Cursor`` whose queries are traced."""
 
     _mackerel_otel_connection: Any = None
@@ -111,18 +152,18 @@ class _Cursor(ObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
         """The traced connection that this cursor belongs to."""
         return self._mackerel_otel_connection
 
-    def __enter__(self) -> Any:
-        self.__wrapped__.__enter__()
-        return self
-
-    def __exit__(self, *details: object) -> Any:
-        return self.__wrapped__.__exit__(*details)
-
     def __iter__(self) -> Any:
         return iter(self.__wrapped__)
 
     def __next__(self) -> Any:
         return next(self.__wrapped__)
+
+
+def _execute(self: Any, *args: Any, **kwargs: Any) -> Any:
+    answer = _passed_on_execute(self, *args, **kwargs)
+    if args and (database := named_by_use(args[0])) is not None:
+        moved(self._mackerel_otel_connection, database)
+    return answer
 
 
 def _passed_on(name: str) -> Callable[..., Any]:
@@ -136,8 +177,10 @@ def _passed_on(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in ("execute", "executemany"):
-    setattr(_Cursor, _name, traced(_passed_on(_name), _DRIVER))
+_passed_on_execute = _passed_on("execute")
+_execute.__name__ = "execute"
+for _name, _method in (("execute", _execute), ("executemany", _passed_on("executemany"))):
+    setattr(_Cursor, _name, traced(_method, _DRIVER))
 for _name in (
     "columns",
     "foreignKeys",

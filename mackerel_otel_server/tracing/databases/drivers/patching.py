@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-import types
+import sys
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -35,33 +35,58 @@ def patch_methods(cursor_class: type, driver: Driver) -> None:
             setattr(cursor_class, name, traced(method, driver))
 
 
-# Drivers whose classes are written in C: connect() and cursor() are given subclasses. Ours is the last base but the
-# driver's own, so that the application's class runs first and its super() calls arrive at ours.
+# Drivers whose classes are written in C and take no new methods: connect() and cursor() are given subclasses.
 
 
-def lay_below(factory: Any, driver_class: type, ours: type) -> Any:
-    """Return ``factory`` as a subclass of ``ours``; a function, or what is no such class at all, as it is."""
+def lay_below(factory: Any, driver_class: type, ours: type, default: type | None = None) -> Any:
+    """Return what makes objects of a traced class: ``factory`` itself, wherever that is the application's.
+
+    A class of the application's stays the one that it is, so that nothing runs a second time that runs when a class is
+    made, such as ``__init_subclass__``. ``ours`` becomes its base in the place of the driver's class, so that its own
+    methods run first, and what they call with super() arrives at ours.
+
+    Args:
+        factory: What the application has given; it may be a function.
+        driver_class: The driver's own class.
+        ours: Its traced subclass, which adds no field to an object; otherwise Python refuses it as a new base.
+        default: What stands for the driver's class itself, a subclass of ``ours``.
+    """
     if factory is driver_class:
-        return ours
-    if not isinstance(factory, type) or not issubclass(factory, driver_class) or issubclass(factory, ours):
-        return factory
-    made = vars(factory).get("_mackerel_otel_traced")
-    if made is None:
-        names = {name: getattr(factory, name) for name in ("__module__", "__qualname__", "__doc__")}
+        return default or ours
+    if isinstance(factory, type) and issubclass(factory, driver_class) and not issubclass(factory, ours):
         try:
-            made = types.new_class(factory.__name__, (factory, ours), exec_body=lambda ns: ns.update(names))
-            # Kept in the class itself: in a table of ours it would never be freed.
-            factory._mackerel_otel_traced = made  # type: ignore[attr-defined]  # noqa: SLF001
-        except Exception:
-            log.debug("%s cannot have a traced subclass", factory, exc_info=True)
-            return factory
-    return made
+            for cls in factory.__mro__:
+                if driver_class in cls.__bases__ and cls is not ours:
+                    bases = tuple(ours if base is driver_class else base for base in cls.__bases__)
+                    # Not by way of a metaclass of the application's.
+                    type.__dict__["__bases__"].__set__(cls, bases)
+        except TypeError:
+            # Written in C, too.
+            log.debug("the queries of %s cannot be traced", factory, exc_info=True)
+    return factory
 
 
-def subclass(driver_class: type, methods: Mapping[str, Any]) -> type:
-    """Return a subclass under the same name, with these methods."""
+def subclass(driver_class: type, methods: Mapping[str, Any], fields: tuple[str, ...] = ()) -> type:
+    """Return a subclass under the same name, whose objects take no more attributes than those of the driver's.
+
+    Args:
+        driver_class: What to inherit from.
+        methods: What the subclass does its own way.
+        fields: Further attributes that its objects have, for ourselves.
+    """
     names = {name: getattr(driver_class, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(driver_class.__name__, (driver_class,), {**names, **methods})
+    return type(driver_class.__name__, (driver_class,), {**names, "__slots__": fields, **methods})
+
+
+def stand_in(original: Any, replacement: Any, *modules: Any) -> None:
+    """Let a function stand in the place of another one in these modules, and where pickle looks for that by its name.
+
+    A process without this package then reads the same pickle, and finds the original.
+    """
+    name: str = original.__name__
+    for module in (*modules, sys.modules.get(original.__module__)):
+        if getattr(module, name, None) is original:
+            setattr(module, name, replacement)
 
 
 def replaced(

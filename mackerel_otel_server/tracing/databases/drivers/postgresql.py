@@ -9,13 +9,14 @@ from types import FrameType
 from typing import Any
 
 from mackerel_otel_server.imitation import imitates
-from mackerel_otel_server.tracing.databases.connections import Driver, Place
+from mackerel_otel_server.tracing.databases.connections import KEPT, Driver, Place
 from mackerel_otel_server.tracing.databases.drivers.patching import (
     METHODS,
     connection_of,
     lay_below,
     patch_methods,
     replaced,
+    stand_in,
     subclass,
 )
 from mackerel_otel_server.tracing.databases.queries import QueryOf, given_query, traced, traced_manager
@@ -57,6 +58,7 @@ def psycopg2(module: Any) -> None:
         return connection_class.cursor(self, *args, **kwargs)
 
     traced_connection = subclass(connection_class, {"cursor": cursor})
+    usual_connection = subclass(traced_connection, {}, (KEPT,))
 
     # What connect() looks up at each call, so that an earlier `from psycopg2 import connect` meets it too.
     name = "_connect" if hasattr(module, "_connect") else "connect"
@@ -65,13 +67,13 @@ def psycopg2(module: Any) -> None:
     @imitates(original)
     def connect(*args: Any, **kwargs: Any) -> Any:
         def below(factory: Any) -> Any:
-            given = factory is not None and factory is not ...
-            return lay_below(factory if given else connection_class, connection_class, traced_connection)
+            factory = connection_class if factory is None or factory is ... else factory
+            return lay_below(factory, connection_class, traced_connection, usual_connection)
 
         args, kwargs = replaced(args, kwargs, 1, "connection_factory", below)
         return original(*args, **kwargs)
 
-    setattr(module, name, connect)
+    stand_in(original, connect, module)
 
 
 def psycopg2_extras(module: Any) -> None:

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from wrapt import CallableObjectProxy
-
-from mackerel_otel_server.imitation import imitates
-from mackerel_otel_server.tracing.databases.connections import Driver, Place
+from mackerel_otel_server.imitation import CallableProxy, imitates
+from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing.databases.connections import KEPT, Driver, Place
 from mackerel_otel_server.tracing.databases.drivers.patching import (
     METHODS,
     REMEMBERED,
@@ -17,6 +16,7 @@ from mackerel_otel_server.tracing.databases.drivers.patching import (
     file_name,
     lay_below,
     replaced,
+    stand_in,
     subclass,
 )
 from mackerel_otel_server.tracing.databases.queries import traced
@@ -47,23 +47,29 @@ def sqlite3(module: Any) -> None:
     # Python 3.10 calls the cursor() of the subclass in execute() and its siblings, later ones that of the driver.
     shortcuts = {} if sys.version_info < (3, 11) else {name: shortcut(name) for name in methods}
     traced_connection = subclass(connection_class, {"cursor": cursor, **shortcuts})
+    usual_connection = subclass(traced_connection, {}, (KEPT, REMEMBERED))
 
-    class Connect(CallableObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]
+    class Connect(CallableProxy):
         """``sqlite3.connect``, which unlike a Python function is no method when it is the attribute of a class."""
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             def below(factory: Any) -> Any:
-                return lay_below(connection_class if factory is ... else factory, connection_class, traced_connection)
+                factory = connection_class if factory is ... else factory
+                return lay_below(factory, connection_class, traced_connection, usual_connection)
 
             args, kwargs = replaced(args, kwargs, 5, "factory", below)
             connection = self.__wrapped__(*args, **kwargs)
             if isinstance(connection, traced_connection):
-                vars(connection)[REMEMBERED] = file_name(args[0] if args else kwargs.get("database"))
+                try:
+                    setattr(connection, REMEMBERED, file_name(args[0] if args else kwargs.get("database")))
+                except AttributeError:
+                    # A class of the application's with __slots__: its spans lack the name.
+                    log.debug("%s takes no attribute", type(connection))
             return connection
 
     # Django and SQLAlchemy call sqlite3.dbapi2.connect().
-    module.connect = module.dbapi2.connect = Connect(module.connect)
+    stand_in(module.connect, Connect(module.connect), module, module.dbapi2)
 
 
 def _sqlite3_place(connection: Any) -> Place:
-    return Place("sqlite", vars(connection).get(REMEMBERED))
+    return Place("sqlite", getattr(connection, REMEMBERED, None))

@@ -1,0 +1,102 @@
+"""Which database the queries of a connection go to after the application has changed it, without asking the server."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+from mackerel_otel_server.imitation import imitates
+from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing.databases.connections import moved
+from mackerel_otel_server.tracing.databases.queries import given_query
+
+DatabaseOf = Callable[[Any, tuple[Any, ...], dict[str, Any]], "str | None"]
+"""Finds the database by a connection and the arguments of its method; empty for none, None for what changes nothing."""
+
+_FIRST = frozenset("uU \t\r\n/-#") | frozenset((b"u", b"U", b" ", b"\t", b"\r", b"\n", b"/", b"-", b"#"))
+"""What ``USE`` may begin with, white space and comments included; nearly all other queries end here."""
+_USE = re.compile(
+    r"(?:\s|/\*.*?\*/|(?:--|#)[^\n]*\n)*use\s+(?:`((?:[^`]|``)+)`|\[([^\]]+)\]|\"([^\"]+)\"|([^\s;]+))",
+    re.DOTALL | re.IGNORECASE,
+)
+_LONGEST = 1024
+
+
+def named_by_use(query: Any) -> str | None:
+    """Return the database that a statement ``USE ...`` of MySQL, MariaDB or SQL Server names; None for any other."""
+    try:
+        if type(query) is bytearray:
+            query = bytes(query[:_LONGEST])
+        if query[:1] not in _FIRST:
+            return None
+        query = query[:_LONGEST]
+        found = _USE.match(query if isinstance(query, str) else query.decode("utf-8", "replace"))
+    except Exception:
+        log.debug("a query of %s is not read", type(query))
+        return None
+    if found is None:
+        return None
+    return next(name for name in found.groups() if name is not None).replace("``", "`")
+
+
+def of_query(_connection: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Find the database in a method that takes a query."""
+    return named_by_use(given_query(args, kwargs))
+
+
+def of_argument(position: int, name: str) -> DatabaseOf:
+    """Find the database in a method that takes it as an argument, which may be left out."""
+
+    def database_of(_connection: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        given = args[position] if len(args) > position else kwargs.get(name)
+        return given.decode("utf-8", "replace") if isinstance(given, bytes) else given or ""
+
+    return database_of
+
+
+def follow(connection_class: Any, name: str, database_of: DatabaseOf | None) -> None:
+    """Note the database when a method of a connection has changed it.
+
+    Args:
+        connection_class: A class of Python whose objects take attributes.
+        name: Of a method that it may lack, or of a property.
+        database_of: Finds the new database; None for a method that opens the connection anew.
+    """
+    method = getattr(connection_class, name, None)
+    if isinstance(method, property):
+        if method.fset is not None:
+            follower = _following(method.fset, database_of)
+            setattr(connection_class, name, property(method.fget, follower, method.fdel, method.__doc__))
+    elif method is not None:
+        setattr(connection_class, name, _following(method, database_of))
+
+
+def _following(method: Callable[..., Any], database_of: DatabaseOf | None) -> Callable[..., Any]:
+    def note(connection: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            if database_of is None:
+                moved(connection, None)
+            elif (database := database_of(connection, args, kwargs)) is not None:
+                moved(connection, database)
+        except Exception:
+            log.debug("the database of a connection is not known", exc_info=True)
+
+    if inspect.iscoroutinefunction(method):
+
+        @imitates(method)
+        async def follow_coroutine(self: Any, *args: Any, **kwargs: Any) -> Any:
+            answer = await method(self, *args, **kwargs)
+            note(self, args, kwargs)
+            return answer
+
+        return follow_coroutine
+
+    @imitates(method)
+    def follow_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = method(self, *args, **kwargs)
+        note(self, args, kwargs)
+        return answer
+
+    return follow_call
