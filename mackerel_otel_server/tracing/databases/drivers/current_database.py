@@ -22,6 +22,7 @@ _USE = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _LONGEST = 1024
+_MARK = "_mackerel_otel_follows"
 
 
 def named_by_use(query: Any) -> str | None:
@@ -64,13 +65,20 @@ def follow(connection_class: Any, name: str, database_of: DatabaseOf | None) -> 
         name: Of a method that it may lack, or of a property.
         database_of: Finds the new database; None for a method that opens the connection anew.
     """
-    method = getattr(connection_class, name, None)
+    owner = next((cls for cls in connection_class.__mro__ if name in vars(cls)), None)
+    method = getattr(owner, name, None)
+    changes = method.fset if isinstance(method, property) else method
+    if changes is None or hasattr(changes, _MARK):
+        return
+    follower: Any = _following(changes, database_of)
     if isinstance(method, property):
-        if method.fset is not None:
-            follower = _following(method.fset, database_of)
-            setattr(connection_class, name, property(method.fget, follower, method.fdel, method.__doc__))
-    elif method is not None:
-        setattr(connection_class, name, _following(method, database_of))
+        follower = property(method.fget, follower, method.fdel, method.__doc__)
+    try:
+        # Where it is defined, so that its qualified name leads to what it was replaced with.
+        setattr(owner, name, follower)
+    except TypeError:
+        # A class written in C.
+        setattr(connection_class, name, follower)
 
 
 def _following(method: Callable[..., Any], database_of: DatabaseOf | None) -> Callable[..., Any]:
@@ -91,6 +99,7 @@ def _following(method: Callable[..., Any], database_of: DatabaseOf | None) -> Ca
             note(self, args, kwargs)
             return answer
 
+        setattr(follow_coroutine, _MARK, True)
         return follow_coroutine
 
     @imitates(method)
@@ -99,4 +108,5 @@ def _following(method: Callable[..., Any], database_of: DatabaseOf | None) -> Ca
         note(self, args, kwargs)
         return answer
 
+    setattr(follow_call, _MARK, True)
     return follow_call
