@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mackerel_otel_server.imports import on_import
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import gate, instrumentors
+from mackerel_otel_server.tracing import gate, instrumentors, oldest
+from mackerel_otel_server.tracing.databases import floors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -69,6 +70,8 @@ def _trace(
     if name in names or "*" in names:
         return
     traced.add(name)
+    for distribution, oldest_release in floors.of_driver(name).items():
+        oldest.warn_if_older(distribution, oldest_release)
     if _apply_own_instrumentation(name, module):
         return
     # Here, not above: only a driver needs them.
