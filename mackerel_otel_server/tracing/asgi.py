@@ -16,7 +16,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from opentelemetry.context import attach, detach
+from opentelemetry.context import attach, detach, get_current
 from opentelemetry.propagators.textmap import Getter
 
 from mackerel_otel_server.log import log
@@ -91,7 +91,10 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
     try:
         if request.is_aside(application):
             return None
-        if request.find_outer(scope, scope.get("wsgi_environ"), application):
+        # Nothing is current at all, as with most requests.
+        if (get_current() or "wsgi_environ" in scope) and request.find_outer(
+            scope, scope.get("wsgi_environ"), application
+        ):
             return None
         get = scope.get
         options = request.options

@@ -358,9 +358,6 @@ def has_outer_span() -> bool:
 
     A span that has ended is a leak of an earlier request in this thread, and one of another kind no server span.
     """
-    if not context.get_current():
-        # Nothing is current at all, as with most requests.
-        return False
     span = trace.get_current_span()
     if span is trace.INVALID_SPAN:
         return False

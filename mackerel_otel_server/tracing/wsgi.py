@@ -12,7 +12,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from opentelemetry.context import attach, detach
+from opentelemetry.context import attach, detach, get_current
 from opentelemetry.propagators.textmap import Getter
 
 from mackerel_otel_server.log import log
@@ -111,7 +111,10 @@ def _begin(application: Any, environ: dict[str, Any]) -> WsgiRequest | None:
     try:
         if request.is_aside(application):
             return None
-        if request.find_outer(environ, environ.get("asgi.scope"), application):
+        # Nothing is current at all, as with most requests.
+        if (get_current() or "asgi.scope" in environ) and request.find_outer(
+            environ, environ.get("asgi.scope"), application
+        ):
             return None
         get = environ.get
         options = request.options
@@ -228,7 +231,9 @@ class WsgiRequest(Request):
 
     def end(self, route: str | None = None) -> None:
         """End the span; see Request."""
-        super().end(route or routes.of_environ(self.carrier, self.route))
+        if "bottle.route" in self.carrier:
+            route = route or routes.of_environ(self.carrier, self.route)
+        super().end(route)
 
 
 class _StandInCallable(StandIn):
