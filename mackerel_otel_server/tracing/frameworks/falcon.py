@@ -14,63 +14,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-
-class _NoteRoute:
-    """A middleware, the innermost: it takes part in a request that Falcon's router has seen, and in no other."""
-
-    def process_response(self, req: Any, resp: Any, resource: Any, req_succeeded: Any) -> None:  # noqa: ARG002 - Falcon's names
-        """Note the route. Never raises."""
-        _note_route(req.env, req)
-
-    async def process_response_async(self, req: Any, resp: Any, resource: Any, req_succeeded: Any) -> None:  # noqa: ARG002 - the same
-        """Note the route. Never raises."""
-        _note_route(req.scope, req)
-
-    async def process_resource_ws(self, req: Any, ws: Any, resource: Any, params: Any) -> None:  # noqa: ARG002 - the same
-        """Note the route of a WebSocket. Never raises."""
-        _note_route(req.scope, req)
-
-
-def _note_route(carrier: dict[str, Any], req: Any) -> None:
-    begun = of(carrier)
-    if begun is not None:
-        begun.note_route(req.uri_template, carrier)
-
-
-_NOTE_ROUTE: Final = _NoteRoute()
+    from mackerel_otel_server.tracing.request import Request
 
 
 def _trace_wsgi(module: ModuleType) -> None:
     wsgi.trace_class(module.App)
-    # ASGI applications are of a class below this one, and have all but these three in common.
-    _add_middleware(module.App)
-    _note_errors(module.App, "env")
+    # The class of ASGI applications is below this one, and has a _python_error_handler() of its own.
+    _note_route(module.App)
+    _note_errors(module.App)
 
 
 def _trace_asgi(module: ModuleType) -> None:
     asgi.trace_class(module.App)
-    _note_errors(module.App, "scope")
+    _note_errors(module.App)
 
 
-def _add_middleware(cls: Any) -> None:
-    """Give each application our middleware.
+def _note_route(cls: Any) -> None:
+    """Note the route that Falcon's router has found: the last of the four values that it looks up for each request.
 
-    https://falcon.readthedocs.io/en/stable/api/middleware.html
+    Private, but a middleware would show in ``falcon.inspect``, and an application can have a router of its own.
     """
-    original = cls.__init__
+    original = vars(cls).get("_get_responder")
+    if original is None:
+        log.debug("Falcon has no _get_responder: its requests come without a route")
+        return
 
     @imitates(original)
-    def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
+    def get_responder(self: Any, req: Any) -> Any:
+        found = original(self, req)
         try:
-            self.add_middleware(_NOTE_ROUTE)
+            if found[-1] is not None and (begun := _request(req)) is not None:
+                begun.note_route(found[-1], _carrier(req))
         except Exception:
-            log.debug("no routes", exc_info=True)
+            log.debug("no route", exc_info=True)
+        return found
 
-    cls.__init__ = initialize
+    cls._get_responder = get_responder
 
 
-def _note_errors(cls: Any, carrier: str) -> None:
+def _note_errors(cls: Any) -> None:
     """Note the exceptions that Falcon's own handler turns into its 500 page; the application's handlers replace it.
 
     Private, but nothing else tells the one from the others.
@@ -82,7 +64,7 @@ def _note_errors(cls: Any, carrier: str) -> None:
 
     def note(req: Any, error: BaseException) -> None:
         try:
-            if (begun := of(getattr(req, carrier))) is not None:
+            if (begun := _request(req)) is not None:
                 begun.record(error)
         except Exception:
             log.debug("an exception is not noted", exc_info=True)
@@ -102,6 +84,16 @@ def _note_errors(cls: Any, carrier: str) -> None:
             return original(self, req, resp, error, *args, **kwargs)
 
     cls._python_error_handler = handle
+
+
+def _request(req: Any) -> Request | None:
+    return of(_carrier(req))
+
+
+def _carrier(req: Any) -> Any:
+    # A request of ASGI has no env: it raises AttributeError.
+    environ = getattr(req, "env", None)
+    return req.scope if environ is None else environ
 
 
 HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {"falcon.app": _trace_wsgi, "falcon.asgi.app": _trace_asgi}
