@@ -96,6 +96,10 @@ BOTTLE = (
     Case("/fail/stream", 500, "/fail/<kind>", "ValueError"),
     Case("/static/web_bottle.py", 200, "/static/<name>"),
     Case("/mounted/hello/taro", 200, "/mounted/hello/<name>"),
+    Case("/wrapped/deep/hello/taro", 200, "/wrapped/deep/hello/<name>"),
+    Case("/wrapped/deep/none", 404, "/wrapped/deep/<:re:.*>"),
+    Case("/wrapped/none", 404, "/wrapped/<:re:.*>"),
+    Case("/wrapped/flask/items/7", 200, "/wrapped/flask/items/<int:item>"),
     Case("/plain/any/thing", 200, "/plain/<:re:.*>"),
     Case("/flask/items/7", 200, "/flask/items/<int:item>"),
 )

@@ -6,6 +6,8 @@ from bottle import Bottle, HTTPError, abort, redirect, static_file
 
 app = Bottle()
 mounted = Bottle()
+wrapped = Bottle()
+deep = Bottle()
 
 
 @app.get("/items/<item:int>")
@@ -46,9 +48,18 @@ def plain(environ, start_response):
     return [b"plain"]
 
 
+@deep.get("/hello/<name>")
+def deep_hello(name):
+    return name
+
+
 app.mount("/mounted/", mounted)
+# Without the slash, Bottle 0.13 mounts it as it mounts any WSGI application, as 0.12 does with all.
+app.mount("/wrapped", wrapped)
+wrapped.mount("/deep", deep)
 app.mount("/plain/", plain)
 
 from web_flask import app as flask_app  # noqa: E402
 
 app.mount("/flask/", flask_app)
+wrapped.mount("/flask", flask_app)

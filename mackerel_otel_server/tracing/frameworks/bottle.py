@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing import routes
 from mackerel_otel_server.tracing.http import SERVER_ERROR
 from mackerel_otel_server.tracing.request import of
 from mackerel_otel_server.tracing.wsgi import trace_class
@@ -15,8 +16,20 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
-def _trace_class(module: ModuleType) -> None:
-    trace_class(module.Bottle)
+def _note_mounts(cls: Any) -> None:
+    """Note where an application is mounted in another one that calls it, as Bottle 0.12 does with all it mounts."""
+    original = cls.__call__
+
+    @imitates(original)
+    def call(self: Any, environ: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            if (begun := of(environ)) is not None:
+                begun.add_prefix(routes.enter_mount(environ))
+        except Exception:
+            log.debug("no mount", exc_info=True)
+        return original(self, environ, *args, **kwargs)
+
+    cls.__call__ = call
 
 
 def _note_errors(module: ModuleType) -> None:
@@ -41,7 +54,8 @@ def _note_errors(module: ModuleType) -> None:
 
 
 def _hook(module: ModuleType) -> None:
-    _trace_class(module)
+    _note_mounts(module.Bottle)
+    trace_class(module.Bottle)
     _note_errors(module)
 
 
