@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import environment, gunicorn, server_span, uwsgi
 
 if TYPE_CHECKING:
     from querying import Database, Run
+    from servers import Server
+
+    from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 STARTED = """
 import asyncio, concurrent.futures, threading
@@ -200,3 +205,48 @@ report()
         database.address,
     )
     assert result.texts == ["SELECT 0"]
+
+
+ASGI = pytest.param("polling:application", "asgi", id="asgi")
+POLLERS = [
+    pytest.param("polling:wsgi", "gthread", id="gthread"),
+    pytest.param("polling:wsgi", "gevent", id="gevent"),
+    # Gunicorn has an ASGI worker class of its own since release 25.
+    *([ASGI] if importlib.util.find_spec("gunicorn.workers.gasgi") else []),
+    pytest.param("polling:application", "uvicorn_worker.UvicornWorker", id="UvicornWorker"),
+]
+
+
+def assert_only_the_first_request_has_a_query(server: Server, receiver: Receiver) -> None:
+    for path in ("/first", "/second", "/third"):
+        assert server.get(path).status == 200, server.log
+    log = server.stop()
+    assert {span.attributes["url.path"] for span in receiver.spans if span.kind == "SERVER"} == {
+        "/first",
+        "/second",
+        "/third",
+    }, log
+    queries = [span for span in receiver.spans if span.kind == "CLIENT"]
+    assert [span.parent_span_id for span in queries] == [server_span(receiver, "/first").span_id], log
+
+
+@pytest.mark.parametrize(("app", "worker_class"), POLLERS)
+def test_a_poller_that_the_first_request_starts_makes_no_span_after_that_request(
+    tmp_path: Path, receiver: Receiver, app: str, worker_class: str
+) -> None:
+    env = environment(receiver)
+    with gunicorn(tmp_path, "-k", worker_class, env=env, app=app, workers=1) as server:
+        assert_only_the_first_request_has_a_query(server, receiver)
+
+
+def test_a_poller_under_uwsgi_makes_no_span_after_the_request_that_starts_it(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    ini = "import = mackerel_otel_server.uwsgi\nmodule = polling:wsgi\nenable-threads = true\nmaster = true\n"
+    with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
+        for path in ("/first", "/second", "/third"):
+            assert server.get(path).status == 200, server.log
+        server.wait_until_idle()
+        server.stop()
+    queries = [span for span in receiver.spans if span.kind == "CLIENT"]
+    assert [span.parent_span_id for span in queries] == [server_span(receiver, "/first").span_id], server.log
