@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 from querying import REGISTER, SQLITE3, Database, Run
 
+from mackerel_otel_server.tracing.databases import floors, names
+from mackerel_otel_server.tracing.databases.drivers import PATCHES
+from mackerel_otel_server.tracing.databases.floors import OLDEST
+
 
 def test_without_the_opt_in_the_old_conventions_are_used(run: Run) -> None:
     script = SQLITE3 + "with parent():\n    sqlite3.connect('a.db').execute('SELECT 1')\nreport()\n"
@@ -82,6 +86,36 @@ def test_a_driver_that_cannot_be_patched_is_imported_all_the_same_with_one_warni
     assert "psycopg2" in warnings[0]
     assert "MySQLdb.connections" in warnings[1]
     assert all("AttributeError" in line for line in warnings)
+
+
+def test_a_driver_that_is_older_than_the_oldest_tested_release_gets_one_warning(run: Run, tmp_path: Path) -> None:
+    package = tmp_path / "old" / "pymysql"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    for distribution, version in ("PyMySQL", "0.9.3"), ("psycopg2_binary", "2.9.2"):
+        information = package.parent / f"{distribution}-{version}.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+    (package.parent / "psycopg2.py").touch()
+    result = run(
+        REGISTER + "import pymysql\ntry:\n    import psycopg2\nfinally:\n    report()\n",
+        PYTHONPATH=os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")]),
+    )
+    (line,) = [line for line in result.log.splitlines() if "older than" in line]
+    assert "PyMySQL 0.9.3 is older than 1.0.2" in line
+    assert "pip install 'PyMySQL>=1.0.2'" in line
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.ja.md"])
+def test_the_documents_name_the_oldest_release_of_each_driver(document: str) -> None:
+    text = " ".join(Path(__file__).parents[1].joinpath(document).read_text().split())
+    for distribution, oldest in OLDEST.items():
+        assert f"{distribution.removesuffix('-binary')} {oldest}" in text
+
+
+def test_every_driver_has_a_floor() -> None:
+    assert {name for name in PATCHES if not floors.of_driver(name)} == {"sqlite3"}
+    assert {name for name in PATCHES if name in names()} == set(PATCHES)
 
 
 OWN = """

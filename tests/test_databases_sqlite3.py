@@ -197,6 +197,41 @@ report(rows=rows, errors=errors)
     assert result.facts == {"rows": [1, 2], "errors": ["OperationalError", "OperationalError"]}
 
 
+def test_a_warning_during_a_query_comes_once_and_as_an_error_its_traceback_shows_the_application_s_line(
+    run: Run,
+) -> None:
+    # Its own place is ours: C code, and an adapter with stacklevel=2, name the innermost Python function, and ours lies
+    # between the application's and sqlite3. Any other way would cost each query more than the warning is worth.
+    result = run(
+        """
+import sqlite3, traceback
+class Value:
+    pass
+def adapt(value):
+    warnings.warn("deprecated", DeprecationWarning, stacklevel=2)
+    return 7
+sqlite3.register_adapter(Value, adapt)
+def look():
+    with closing(sqlite3.connect(":memory:")) as connection, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rows = connection.execute("SELECT ?", (Value(),)).fetchall()
+        warnings.simplefilter("error")
+        try:
+            connection.execute("SELECT ?", (Value(),))  # the line to find
+        except DeprecationWarning as error:
+            lines = [frame.line for frame in traceback.extract_tb(error.__traceback__)]
+        return [rows, [[type(w.message).__name__, str(w.message)] for w in caught], lines[0]]
+before = look()
+databases.register()
+with parent():
+    report(before=before, after=look())
+"""
+    )
+    assert result.facts["after"] == result.facts["before"]
+    assert result.facts["after"][1] == [["DeprecationWarning", "deprecated"]]
+    assert "# the line to find" in result.facts["after"][2]
+
+
 def test_a_query_that_failed_keeps_nothing_alive(run: Run) -> None:
     result = run(
         SQLITE3
