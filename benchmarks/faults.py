@@ -38,6 +38,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import fault_server as far
 from fault_server import FaultServer, Step, accepted, refused
 
+from mackerel_otel_server.pipeline.sender import AFTER_FAILED_ATTEMPT, NOT_IN_TIME
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -70,7 +72,7 @@ FAULTS: dict[str, list[Step]] = {
 _WARM_UP_REQUESTS = 2500
 """More than OTEL_BSP_MAX_QUEUE_SIZE, by default 2048."""
 _SCHEDULE_DELAY = 1000
-_END = re.compile(r"sent (\d+) spans in \d+ requests, lost (\d+)(?: \((.*)\))?$", re.MULTILINE)
+_END = re.compile(r"sent (\d+) spans in \d+ requests, lost (\d+)(?: \((.*?)\))?(?:; .*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _measure(name: str, seconds: float, rate: float) -> Sample:
             return Sample(load, early, late, 0, 0, "", 0, right and name == UNTOUCHED)
         arrived = len(set(far_end.span_ids))
         delivered, lost = int(end[1]), dict(re.findall(r"(\w[\w ]*) (\d+)", end[3] or ""))
-        queued = int(lost.pop("not sent in time", 0))
+        queued = sum(int(lost.pop(reason, 0)) for reason in (NOT_IN_TIME, AFTER_FAILED_ATTEMPT))
         adds_up = delivered + int(end[2]) == answered and delivered <= arrived <= answered
         words = ", ".join(f"{count} {reason}" for reason, count in lost.items())
         return Sample(load, early, late, answered, delivered, words or "0", queued, right and adds_up)

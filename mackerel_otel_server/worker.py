@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from mackerel_otel_server.pipeline import ForkAwareSpanProcessor
     from mackerel_otel_server.pipeline.processor import Pipeline
-    from mackerel_otel_server.pipeline.sender import Counts
     from mackerel_otel_server.tracing.inflight import Killing
 
 _AFTER_THE_REST: Final = -1
@@ -50,6 +49,9 @@ _settings_of_pid = 0
 _processor: ForkAwareSpanProcessor | None = None
 _stopped_in_pid = 0
 _is_stopping = False
+_traces_in_children = False
+"""Whether a process that is forked after the end of tracing in this one traces."""
+_too_late_told = 0
 
 
 def register(*, arguments: Arguments | None = None, application: str | None = None) -> None:
@@ -63,6 +65,12 @@ def register(*, arguments: Arguments | None = None, application: str | None = No
     try:
         if application and not _application:
             _application = application
+        if arguments is not None and _processor is not None and _processor.is_closed():
+            log.warning(
+                "instrument() has no effect after shutdown, which has ended tracing in this process; call "
+                "mackerel_otel_server.shutdown() later, or leave it to the server"
+            )
+            return
         if arguments is not None and arguments != _arguments:
             if _started_in_pid == os.getpid() or _arguments != Arguments():
                 _warn_about_late(arguments)
@@ -84,7 +92,7 @@ def register(*, arguments: Arguments | None = None, application: str | None = No
         frameworks.register()
         others.register()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_forget_lock)
+            os.register_at_fork(after_in_child=_be_a_child)
     except Exception:
         log.exception("tracing cannot be prepared, the application serves without it")
 
@@ -177,7 +185,9 @@ def report_killed(killing: Killing) -> int:
 
 
 def stop(timeout: float | None = None) -> bool:
-    """Send what is queued and log what this process sent. Safe to call twice, and in a process that never started.
+    """Send what is queued, log what this process sent, and trace nothing more in it.
+
+    Safe to call twice, in a process that never started, and in a signal handler.
 
     Args:
         timeout: Seconds; None for ``MACKEREL_OTEL_SHUTDOWN_TIMEOUT``.
@@ -187,16 +197,17 @@ def stop(timeout: float | None = None) -> bool:
     """
     global _stopped_in_pid
     try:
-        pipeline = _processor.existing_pipeline() if _processor is not None else None
-        if pipeline is None or _settings is None:
+        if _processor is None or _settings is None:
+            return True
+        _begin_no_more(_processor)
+        pipeline = _processor.existing_pipeline()
+        if pipeline is None:
             return True
         if _stopped_in_pid == os.getpid():
-            return pipeline.counts().delivered == pipeline.counts().finished
+            return _log_what_was_too_late(pipeline)
         _stopped_in_pid = os.getpid()
         delivered, interruption = _stop(pipeline, _settings.shutdown_timeout if timeout is None else timeout)
-        counts = pipeline.counts()
-        write = log.info if delivered else log.warning
-        write("sent %d spans in %d requests, lost %s", counts.delivered, counts.requests, _in_words(counts))
+        _log_end(pipeline, delivered=delivered)
     except Exception:
         log.exception("spans may be lost: the pipeline did not stop")
         return False
@@ -215,15 +226,24 @@ def _stop(pipeline: Pipeline, timeout: float) -> tuple[bool, BaseException | Non
     interruption: BaseException | None = None
     deadline = time.monotonic() + timeout
     _is_stopping = True
-    while True:
-        try:
-            _let_requests_end(deadline)
-            delivered = pipeline.stop(max(deadline - time.monotonic(), 0.0))
-        except (SystemExit, KeyboardInterrupt) as error:  # noqa: PERF203 - hardly ever more than once
-            interruption = error
-        else:
-            _is_stopping = False
-            return delivered, interruption
+    try:
+        while True:
+            try:
+                _let_requests_end(deadline)
+                return pipeline.stop(max(deadline - time.monotonic(), 0.0)), interruption
+            except (SystemExit, KeyboardInterrupt) as error:  # noqa: PERF203 - hardly ever more than once
+                interruption = error
+    finally:
+        # Also after an error: a signal handler that waits for the end of this would ignore all signals for ever.
+        _is_stopping = False
+
+
+def _begin_no_more(processor: ForkAwareSpanProcessor) -> None:
+    """Serve requests untraced from now on; a process that is forked later traces as if nothing had ended here."""
+    global _traces_in_children
+    processor.close()
+    _traces_in_children = _traces_in_children or gate.active
+    gate.active = False
 
 
 def is_stopping() -> bool:
@@ -265,7 +285,7 @@ def _start() -> bool:
     if _settings is None:
         return False
     pipeline, request = _import_what_start_needs()
-    provider, _processor = pipeline.make_tracer_provider(_settings, _started, _new_api_key)
+    provider, _processor = pipeline.make_tracer_provider(_settings, _started, _new_api_key, stop)
     trace.set_tracer_provider(provider)
     request.prepare(_settings.http, __version__)
     atexit.register(stop)
@@ -332,14 +352,42 @@ def stats() -> dict[str, Any]:
     return {**asdict(counts), "queued": counts.queued}
 
 
-def _in_words(counts: Counts) -> str:
-    """Return ``12 (queue full 10, unconfirmed 2)``; at the end of a worker what is still queued is lost, too."""
+def _log_end(pipeline: Pipeline, *, delivered: bool) -> None:
+    """Say what became of the spans of this process; what is still under way is lost, too."""
+    global _too_late_told
+    counts = pipeline.counts()
     lost = Counter(counts.lost)
     lost["unconfirmed"] += counts.unanswered
-    lost["not sent in time"] += counts.queued - counts.unanswered
+    lost[pipeline.why_unsent] += counts.queued - counts.unanswered
     lost = +lost
     reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
-    return f"{sum(lost.values())} ({reasons})" if lost else "0"
+    in_words = f"{sum(lost.values())} ({reasons})" if lost else "0"
+    if pipeline.gave_up and lost[pipeline.why_unsent]:
+        log.warning(
+            "sent %d spans in %d requests, lost %s; the last attempt to send had failed, so the worker waited no "
+            "longer: see the line 'the endpoint takes no spans' before this one",
+            counts.delivered,
+            counts.requests,
+            in_words,
+        )
+    else:
+        write = log.info if delivered else log.warning
+        write("sent %d spans in %d requests, lost %s", counts.delivered, counts.requests, in_words)
+    _too_late_told = pipeline.too_late()
+
+
+def _log_what_was_too_late(pipeline: Pipeline) -> bool:
+    """Say what was lost since _log_end(), once; return whether everything was delivered."""
+    global _too_late_told
+    if (too_late := pipeline.too_late()) > _too_late_told:
+        log.warning(
+            "lost %d spans that ended after shutdown; call mackerel_otel_server.shutdown() when all requests have "
+            "ended, or leave it to the server",
+            too_late - _too_late_told,
+        )
+        _too_late_told = too_late
+    counts = pipeline.counts()
+    return counts.delivered == counts.finished
 
 
 def _new_api_key() -> str | None:
@@ -391,7 +439,11 @@ def _warn_about_late(arguments: Arguments) -> None:
     )
 
 
-def _forget_lock() -> None:
+def _be_a_child() -> None:
+    """Forget, in a process that was forked, what concerns its parent alone."""
+    global _lock, _is_stopping, _too_late_told
     # Another thread of the parent may have held it.
-    global _lock
     _lock = threading.RLock()
+    _is_stopping = False
+    _too_late_told = 0
+    gate.active = gate.active or _traces_in_children

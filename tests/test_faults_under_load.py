@@ -21,6 +21,8 @@ import trustme
 from fault_server import FaultServer, Step, accepted, refused
 from servers import DEADLINE, Server, environment, gunicorn
 
+from mackerel_otel_server.pipeline.sender import AFTER_FAILED_ATTEMPT
+
 KEY = "the-Key-that-nobody-may-see-0123456789"
 BATCH = 20
 ROOM = 60
@@ -114,11 +116,12 @@ class Servers:
         assert KEY.lower() not in log.lower()
         first, *said, last = lines(log)
         assert first.endswith(f"sends traces as 'shop' to {far_end.url}")
-        counts = re.fullmatch(r"sent (\d+) spans in \d+ requests, lost (\d+)(?: \((.*)\))?", last)
+        counts = re.fullmatch(r"sent (\d+) spans in \d+ requests, lost (\d+)(?: \((.*?)\))?(; .*)?", last)
         assert counts, log
         sent, all_lost = int(counts[1]), int(counts[2])
         lost = {reason: int(count) for reason, count in re.findall(r"(\w[\w ]*) (\d+)(?:, |$)", counts[3] or "")}
         assert sum(lost.values()) == all_lost, last
+        assert bool(counts[4]) == (AFTER_FAILED_ATTEMPT in lost), last
         assert sent + all_lost == load.sent, last
         ids = far_end.span_ids
         arrived = len(set(ids))
@@ -185,9 +188,9 @@ def test_a_wrong_certificate_costs_what_the_queue_does_not_hold(servers: Servers
 
 def assert_all_is_lost(outcome: Outcome, words: str) -> None:
     assert outcome.sent == 0
-    assert set(outcome.lost) <= {"queue full", "not sent in time"}
+    assert set(outcome.lost) <= {"queue full", AFTER_FAILED_ATTEMPT}
     # The queue was full, and was kept to the end.
-    assert ROOM <= outcome.lost["not sent in time"] <= ROOM + BATCH
+    assert ROOM <= outcome.lost[AFTER_FAILED_ATTEMPT] <= ROOM + BATCH
     (said,) = outcome.said
     assert said.startswith("the endpoint takes no spans: ")
     assert words in said
@@ -232,7 +235,7 @@ def assert_each_batch_is_lost(outcome: Outcome, reason: str, words: str) -> None
     assert (outcome.sent, outcome.arrived_again) == (0, 0)
     assert outcome.lost[reason] == outcome.arrived
     # A loaded machine may leave no time for the rest.
-    assert set(outcome.lost) <= {reason, "queue full", "not sent in time"}
+    assert set(outcome.lost) <= {reason, "queue full", AFTER_FAILED_ATTEMPT}
     (said,) = outcome.said
     assert words in said
 
@@ -253,7 +256,7 @@ def test_spans_without_an_answer_are_sent_once_and_count_as_unconfirmed(
         outcome = servers.outcome(server, lambda: len(server.requests) > 2)
     assert (outcome.sent, outcome.arrived_again) == (0, 0)
     assert 0 < outcome.lost["unconfirmed"] <= outcome.arrived
-    assert set(outcome.lost) <= {"unconfirmed", "queue full", "not sent in time"}
+    assert set(outcome.lost) <= {"unconfirmed", "queue full", AFTER_FAILED_ATTEMPT}
     (said,) = outcome.said
     assert f"{words}): the spans may have arrived, so they are not sent again" in said
 

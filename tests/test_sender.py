@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,15 @@ from mackerel_otel_server.cli.receiver.receiver import Receiver
 from mackerel_otel_server.pipeline import answer
 from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.pipeline.exporter import Exporter
-from mackerel_otel_server.pipeline.sender import AFTER_A_FAILURE, BATCH_BYTES, QUEUE_BYTES, Sender
+from mackerel_otel_server.pipeline.sender import (
+    AFTER_A_FAILURE,
+    AFTER_FAILED_ATTEMPT,
+    BATCH_BYTES,
+    NOT_IN_TIME,
+    QUEUE_BYTES,
+    TOO_LATE,
+    Sender,
+)
 from mackerel_otel_server.settings import read
 
 DEADLINE = 20.0
@@ -260,7 +269,7 @@ def test_stop_is_short_where_the_last_attempt_has_failed(worker: Make, closed_po
     began = time.monotonic()
     assert not process.sender.stop(10)
     assert time.monotonic() - began < 0.5 + 0.5
-    assert process.sender.counts().queued == 5
+    assert process.sender.counts().lost == {AFTER_FAILED_ATTEMPT: 5}
 
 
 def late(server: FaultServer, sock: socket.socket) -> None:
@@ -359,4 +368,108 @@ def test_what_was_sent_and_has_no_answer_is_told_apart_from_what_was_not_sent(wo
         process.work(2)
         assert not process.sender.stop(0.2)
         counts = process.sender.counts()
-    assert (counts.finished, counts.delivered, counts.queued, counts.unanswered) == (5, 0, 5, 3)
+    assert (counts.finished, counts.delivered, counts.queued, counts.unanswered) == (5, 0, 3, 3)
+    assert counts.lost == {NOT_IN_TIME: 2}
+
+
+def test_flush_returns_at_once_when_the_sender_has_stopped(worker: Make) -> None:
+    with FaultServer(Step(act=never)) as server:
+        process = worker(server.url)
+        process.work(1)
+        process.wait_until(lambda: process.sender.counts().unanswered)
+        process.sender.stop(0.1)
+        began = time.monotonic()
+        # The spans that have no answer are not delivered.
+        assert not process.sender.flush(DEADLINE)
+        assert time.monotonic() - began < 1
+    assert worker(server.url).sender.stop(DEADLINE)
+
+
+def test_stop_ends_a_flush_in_another_thread(worker: Make) -> None:
+    with FaultServer(Step(act=never)) as server:
+        process = worker(server.url)
+        process.work(1)
+        process.wait_until(lambda: process.sender.counts().unanswered)
+        flushing = threading.Thread(target=process.sender.flush, args=(DEADLINE,))
+        flushing.start()
+        process.wait_until(lambda: process.sender._flushes)
+        process.sender.stop(0.1)
+        flushing.join(DEADLINE / 2)
+        assert not flushing.is_alive()
+
+
+def test_a_flush_by_a_signal_handler_that_interrupts_stop_makes_it_no_longer(worker: Make) -> None:
+    with FaultServer(Step(act=never)) as server:
+        process = worker(server.url)
+        process.work(1)
+        process.wait_until(lambda: process.sender.counts().unanswered)
+        flushed: list[bool] = []
+        before = signal.signal(signal.SIGALRM, lambda *_: flushed.append(process.sender.flush(DEADLINE)))
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            began = time.monotonic()
+            process.sender.stop(0.5)
+            assert time.monotonic() - began < 0.5 + 0.5
+        finally:
+            signal.signal(signal.SIGALRM, before)
+    assert flushed == [False]
+
+
+def test_flush_says_false_while_spans_that_were_sent_have_no_answer(worker: Make) -> None:
+    with FaultServer(Step(act=never)) as server:
+        process = worker(server.url)
+        process.work(1)
+        process.wait_until(lambda: process.sender.counts().unanswered)
+        assert not process.sender.flush(0.1)
+
+
+def test_what_ends_after_the_stop_is_lost_and_counted(worker: Make) -> None:
+    with Receiver(api_key="the-key") as receiver:
+        process = worker(receiver.url)
+        process.work(3)
+        assert process.sender.stop(DEADLINE)
+        process.work(100)
+        assert not process.sender.stop(DEADLINE)
+        counts = process.sender.counts()
+        assert len(receiver.spans) == 3
+    assert (counts.finished, counts.delivered, counts.queued, counts.lost) == (103, 3, 0, {TOO_LATE: 100})
+
+
+def test_spans_that_a_failing_endpoint_gives_back_after_the_stop_are_lost(worker: Make) -> None:
+    def refuses(server: FaultServer, sock: socket.socket) -> None:
+        stopped.wait(DEADLINE)
+        sock.sendall(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
+
+    stopped = threading.Event()
+    with FaultServer(Step(act=refuses)) as server:
+        process = worker(server.url)
+        process.work(4)
+        process.wait_until(lambda: process.sender.counts().unanswered == 4)
+        process.sender.stop(0.1)
+        stopped.set()
+        process.wait_until(lambda: not process.sender.counts().queued)
+        counts = process.sender.counts()
+    assert (counts.finished, counts.delivered, counts.all_lost, counts.lost) == (4, 0, 4, {"server": 4})
+
+
+def test_the_counts_can_be_read_while_new_reasons_are_noted(worker: Make, closed_port: int) -> None:
+    process = worker(f"http://127.0.0.1:{closed_port}/v1/traces")
+    reasons = process.sender._book.lost
+    done = threading.Event()
+
+    def note() -> None:
+        while not done.is_set():
+            reasons.update({f"reason {number}": 1 for number in range(500)})
+            reasons.clear()
+
+    before = sys.getswitchinterval()
+    thread = threading.Thread(target=note)
+    try:
+        sys.setswitchinterval(1e-6)
+        thread.start()
+        for _ in range(500):
+            process.sender.counts()
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(before)

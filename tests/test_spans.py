@@ -47,7 +47,7 @@ class Ended(SpanProcessor):
 @contextmanager
 def providing(environ: Mapping[str, str] | None = None) -> Iterator[tuple[Provider, Ended]]:
     settings = read({"OTEL_SERVICE_NAME": "shop", "OTEL_TRACES_EXPORTER": "none", **(environ or {})})
-    provider, processor = make_tracer_provider(settings, lambda _: None, lambda: None)
+    provider, processor = make_tracer_provider(settings, lambda _: None, lambda: None, lambda: None)
     ended = Ended()
     provider.add_span_processor(ended)
     assert isinstance(provider, Provider)
@@ -223,7 +223,7 @@ def test_a_span_more_takes_no_search_through_all_that_are_open() -> None:
 
 def test_spans_that_nobody_ends_or_has_any_more_are_forgotten() -> None:
     settings = read({"OTEL_SERVICE_NAME": "shop", "OTEL_TRACES_EXPORTER": "none"})
-    provider, processor = make_tracer_provider(settings, lambda _: None, lambda: None)
+    provider, processor = make_tracer_provider(settings, lambda _: None, lambda: None, lambda: None)
     tracer = both(cast("Provider", provider))[0]
     kept = [tracer.start_span("kept") for _ in range(MANY)]
     for _ in range(6 * MANY):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mackerel_otel_server.pipeline.processor import ForkAwareSpanProcessor, Pipeline
 from mackerel_otel_server.pipeline.resource import make_resource
-from mackerel_otel_server.pipeline.sampler import is_sampled_by, make_sampler
+from mackerel_otel_server.pipeline.sampler import UntilClosed, is_sampled_by, make_sampler
 from mackerel_otel_server.pipeline.spans import Provider
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ __all__ = ["ForkAwareSpanProcessor", "make_tracer_provider"]
 
 
 def make_tracer_provider(
-    settings: Settings, started: Callable[[Pipeline], None], new_api_key: Callable[[], str | None]
+    settings: Settings,
+    started: Callable[[Pipeline], None],
+    new_api_key: Callable[[], str | None],
+    shut_down: Callable[[], object],
 ) -> tuple[TracerProvider, ForkAwareSpanProcessor]:
     """Build the provider and the processor at its end; threads and connections come with the first span.
 
@@ -29,6 +32,7 @@ def make_tracer_provider(
         settings: What to send, and where.
         started: Called with each process's pipeline once it exists.
         new_api_key: Reads the API key again, after the endpoint has refused the one in use.
+        shut_down: Ends tracing in the calling process; for an application that shuts the provider down.
     """
     resource = make_resource(settings)
 
@@ -36,11 +40,11 @@ def make_tracer_provider(
         of_this_process = resource.attributes["process.pid"] == os.getpid()
         return Pipeline(settings, resource if of_this_process else make_resource(settings), new_api_key)
 
-    processor = ForkAwareSpanProcessor(make_pipeline, started)
+    processor = ForkAwareSpanProcessor(make_pipeline, started, shut_down)
     provider = Provider(
         is_sampled_by(settings),
         resource=resource,
-        sampler=make_sampler(settings),
+        sampler=UntilClosed(make_sampler(settings), processor.is_closed),
         # Our own exit handler keeps the deadline; the SDK's would wait up to 30 s.
         shutdown_on_exit=False,
     )

@@ -15,7 +15,7 @@ from mackerel_otel_server.log import log
 from mackerel_otel_server.native import is_free
 from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.pipeline.exporter import Exporter
-from mackerel_otel_server.pipeline.sender import Counts, Sender
+from mackerel_otel_server.pipeline.sender import AFTER_FAILED_ATTEMPT, Counts, Sender
 from mackerel_otel_server.pipeline.spans import QuickSpan
 from mackerel_otel_server.process import pid
 
@@ -75,6 +75,20 @@ class Pipeline:
         """Send what is queued, for ``timeout`` seconds at most; return whether everything was delivered."""
         return self._sender is None or self._sender.stop(timeout)
 
+    @property
+    def why_unsent(self) -> str:
+        """Why what was left when this pipeline stopped is lost."""
+        return self._sender.why_unsent if self._sender is not None else ""
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether spans were left when this pipeline stopped, because the last attempt to send had failed."""
+        return self.why_unsent == AFTER_FAILED_ATTEMPT
+
+    def too_late(self) -> int:
+        """Return how many spans have ended since this pipeline stopped."""
+        return self._sender.too_late() if self._sender is not None else 0
+
 
 def _without(span: ReadableSpan, names: frozenset[str]) -> ReadableSpan:
     """Return a span, its events and its links without some of their attributes, whoever set them."""
@@ -99,11 +113,24 @@ def _without(span: ReadableSpan, names: frozenset[str]) -> ReadableSpan:
 
 
 class ForkAwareSpanProcessor(SpanProcessor):
-    """Hand each span to the pipeline of the process that began it."""
+    """Hand each span to the pipeline of the process that began it.
 
-    def __init__(self, make_pipeline: Callable[[], Pipeline], started: Callable[[Pipeline], None]) -> None:
+    Args:
+        make_pipeline: Makes one for the calling process.
+        started: Called with each process's pipeline once it exists.
+        shut_down: Ends tracing in the calling process.
+    """
+
+    def __init__(
+        self,
+        make_pipeline: Callable[[], Pipeline],
+        started: Callable[[Pipeline], None],
+        shut_down: Callable[[], object],
+    ) -> None:
         self._make_pipeline = make_pipeline
         self._started = started
+        self._shut_down = shut_down
+        self._closed_in_pid = 0
         self._pipeline: Pipeline | None = None
         self._can_tell = True
         self._open: dict[int, weakref.ref[Span]] = {}
@@ -206,10 +233,17 @@ class ForkAwareSpanProcessor(SpanProcessor):
             return
         pipeline.on_end(span)
 
+    def close(self) -> None:
+        """Let no span begin any more in this process; one that it forks later begins anew."""
+        self._closed_in_pid = pid()
+
+    def is_closed(self) -> bool:
+        """Tell whether tracing has ended in this process."""
+        return self._closed_in_pid != 0 and self._closed_in_pid == pid()
+
     def shutdown(self) -> None:
-        """Send what is queued, as long as that takes."""
-        if pipeline := self.existing_pipeline():
-            pipeline.stop(30.0)
+        """End tracing in this process: the application has shut the tracer provider down."""
+        self._shut_down()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Send what is queued now."""

@@ -56,6 +56,24 @@ def is_sampled_by(settings: Settings) -> Callable[[Context | None, SpanContext |
     return is_sampled
 
 
+class UntilClosed(sampling.Sampler):
+    """Ask another sampler until tracing has ended in this process, and take no span after that."""
+
+    def __init__(self, sampler: sampling.Sampler, is_closed: Callable[[], bool]) -> None:
+        self._sampler = sampler
+        self._is_closed = is_closed
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> sampling.SamplingResult:
+        """Answer; see the SDK."""
+        if self._is_closed():
+            return sampling.SamplingResult(sampling.Decision.DROP)
+        return self._sampler.should_sample(*args, **kwargs)
+
+    def get_description(self) -> str:
+        """Return the other sampler's description."""
+        return self._sampler.get_description()
+
+
 class _ExceptExcluded(sampling.Sampler):
     def __init__(self, sampler: sampling.Sampler) -> None:
         self._sampler = sampler

@@ -36,6 +36,10 @@ QUEUE_BYTES: Final = 16_000_000
 """What a dead endpoint may cost a worker in memory, beside ``OTEL_BSP_MAX_QUEUE_SIZE``."""
 AFTER_A_FAILURE: Final = 0.5
 """Seconds that a leaving worker still tries where the last attempt had failed."""
+# Reasons why spans are lost at the end of a process.
+NOT_IN_TIME: Final = "not sent in time"
+AFTER_FAILED_ATTEMPT: Final = "not sent after a failed attempt"
+TOO_LATE: Final = "ended after shutdown"
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,12 @@ class Sender:
         self._dropping: _Count | None = None
         self._dropped: dict[str, _Count] = {}
         self._stop_by: float | None = None
+        self._too_late: _Count | None = None
+        """Counts the spans that end when this sender has stopped; None until then."""
+        self._flushes: set[threading.Event] = set()
+        """One event for each thread that waits in flush()."""
+        self.why_unsent = NOT_IN_TIME
+        """Why what was left when this sender stopped is lost."""
         # Stays of the same kind as the thread. What an Event waits with becomes gevent's when that patches the standard
         # library later, as uWSGI's gevent-monkey-patch does; the process would then end while stop() waits.
         self._running = _thread.allocate_lock()
@@ -139,7 +149,7 @@ class Sender:
     def put(self, span: ReadableSpan) -> None:
         """Queue a finished span, and every so often encode the last ones in this thread. Never waits, never raises."""
         self._finished.add()
-        if (dropping := self._dropping) is not None:
+        if (dropping := self._too_late or self._dropping) is not None:
             dropping.add()
             return
         ended = self._ended
@@ -177,15 +187,21 @@ class Sender:
             self._queued_bytes += size
 
     def flush(self, timeout: float) -> bool:
-        """Send what is queued now.
+        """Send what is queued now; return at once where this sender has stopped.
 
         Returns:
             Whether nothing was left after ``timeout`` seconds.
         """
         done = threading.Event()
+        # Before the look at the end, so that one of the two sees the other.
+        self._flushes.add(done)
         self._wake.put(done)
-        done.wait(timeout)
-        return not self._queue and not self._ended
+        if self._stop_by is not None:
+            timeout = min(timeout, self._stop_by - time.monotonic())
+        if self._too_late is None:
+            done.wait(timeout)
+        self._flushes.discard(done)
+        return not self.counts().queued
 
     def rescue(self, timeout: float) -> None:
         """Send what is queued from the calling thread, for a process that is about to be killed.
@@ -216,7 +232,7 @@ class Sender:
         Returns:
             Whether every span that this process finished was delivered.
         """
-        if self._last_failed or self._book.exporter.is_failing:
+        if self._is_failing():
             timeout = min(timeout, AFTER_A_FAILURE)
         self._stop_by = time.monotonic() + timeout
         self._book.exporter.wake()
@@ -226,7 +242,30 @@ class Sender:
             if not self._last_failed:
                 # What has ended since the thread looked for the last time.
                 self.rescue(self._stop_by - time.monotonic())
+        if timeout > 0 and self._is_failing():
+            self.why_unsent = AFTER_FAILED_ATTEMPT
+        self._give_up()
         return self.counts().delivered == self._finished.value()
+
+    def too_late(self) -> int:
+        """Return how many spans have ended since this sender stopped."""
+        return self._too_late.value() if self._too_late is not None else 0
+
+    def _is_failing(self) -> bool:
+        return self._last_failed or self._book.exporter.is_failing
+
+    def _give_up(self) -> None:
+        """Count what is left as lost, and what ends from now on; let those go on that wait in flush()."""
+        if self._too_late is None:
+            self._too_late = self._dropped.setdefault(TOO_LATE, _Count())
+        unsent = self._dropped.setdefault(self.why_unsent, _Count())
+        for _ in range(_empty(self._queue) + _empty(self._ended)):
+            unsent.add()
+        self._let_flushes_return()
+
+    def _let_flushes_return(self) -> None:
+        for done in list(self._flushes):
+            done.set()
 
     def counts(self) -> Counts:
         """Return what became of the spans so far."""
@@ -234,7 +273,8 @@ class Sender:
         books = [self._book] if self._rescue is None else [self._book, self._rescue]
         lost: Counter[str] = Counter()
         for book in books:
-            lost.update(book.lost)
+            # A copy, in one step: the other thread may note a new reason meanwhile.
+            lost.update(dict(book.lost))
         delivered = sum(book.delivered for book in books)
         counted = {
             "queue full": self._full,
@@ -283,6 +323,7 @@ class Sender:
         # What came while the last batch was under way.
         self._try_to_send(drain=True)
         self._book.exporter.close()
+        self._let_flushes_return()
         self._running.release()
 
     def _try_to_send(self, *, drain: bool) -> None:
@@ -342,7 +383,7 @@ class Sender:
         if answer.cause is None or not left:
             return True
         reason = "unconfirmed" if answer.unconfirmed else _reason(answer.cause)
-        if answer.keep:
+        if answer.keep and self._too_late is None:
             self._queue.extendleft(reversed(batch))
             self._queued_bytes += _bytes(batch)
             self._paused_until = time.monotonic() + answer.pause

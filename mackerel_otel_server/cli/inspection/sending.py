@@ -115,7 +115,7 @@ def send_here(application: str | None) -> dict[str, Any]:
     effective = settings.read(os.environ, application=application)
     # A sampler may drop this one span; whether it does says nothing.
     effective = replace(effective, sampler="always_on", exporters=("otlp",))
-    provider, spans = make_tracer_provider(effective, lambda _pipeline: None, lambda: None)
+    provider, spans = make_tracer_provider(effective, lambda _pipeline: None, lambda: None, lambda: None)
     span = provider.get_tracer("mackerel_otel_server.cli").start_span(SPAN_NAME)
     span.end()
     spans.pipeline().flush(effective.timeout + _SPARE_SECONDS)
