@@ -71,7 +71,7 @@ def on_reload(server: Any) -> None:
     """Arbiter, at SIGHUP: log what has become wrong with the settings, such as a key file that is gone."""
     try:
         _log_to(server.log)
-        tracing_worker.check(preload=False)
+        tracing_worker.check(preload=False, again=True)
     except Exception:
         log.exception("the settings could not be checked")
 
@@ -84,7 +84,7 @@ def post_fork(server: Any, worker: Any) -> None:
     """
     try:
         _log_to(worker.log)
-        if worker.age > 1:
+        if not speaks_for_all(worker.age, worker.cfg.workers):
             tracing_worker.leave_reports_to_others(of_settings=False)
         tracing_worker.register(application=_application(server))
         uvicorn.register()
@@ -172,6 +172,16 @@ def _log_to(gunicorn_log: Any) -> None:
 def _application(server: Any) -> str | None:
     uri = getattr(server.app, "app_uri", None)
     return uri if isinstance(uri, str) else None
+
+
+def speaks_for_all(age: int, workers: int) -> bool:
+    """Tell whether a worker reports what is the same for all: one of as many as are started together does.
+
+    Args:
+        age: The number of the worker, counted from 1 since the server started.
+        workers: How many the server is to have.
+    """
+    return (age - 1) % max(workers, 1) == 0
 
 
 def _is_gevent(worker_class: type) -> bool:

@@ -38,8 +38,8 @@ class Host:
     """What the server was told to serve, as it was typed."""
     gunicorn_config: Any = None
     """Gunicorn's own ``gunicorn.config.Config``, into which hooks can still be put."""
-    is_first: bool = True
-    """Whether no other worker was started before this one."""
+    speaks_for_all: bool = True
+    """Whether this process reports what is the same for all workers."""
     has_threads: bool = True
     """Whether threads run, which sending needs; where not, the server's own module says so."""
 
@@ -59,7 +59,7 @@ def instrument(arguments: Arguments) -> None:
 
 
 def _register(host: Host, arguments: Arguments) -> None:
-    if not host.is_first:
+    if not host.speaks_for_all:
         worker.leave_reports_to_others(of_settings=True)
     worker.register(arguments=arguments, application=host.application)
     uvicorn.register()
@@ -81,6 +81,9 @@ def _start(host: Host) -> None:
         gunicorn.add_hooks(host.gunicorn_config)
         if host.role is Role.GUNICORN_WORKER:
             worker.start()
+        else:
+            # Under preload_app: what is wrong is reported here, and not by each worker.
+            worker.check(preload=False)
     elif host.role is Role.RUNSERVER:
         log.to_stderr()
         worker.start()
@@ -133,8 +136,10 @@ def _gunicorn() -> Host | None:
             if caller.f_code.co_name in ("run", "__init__") and config is not None:
                 uri = getattr(app, "app_uri", None)
                 role = Role.GUNICORN_ARBITER if spawned is None else Role.GUNICORN_WORKER
-                first = getattr(spawned, "age", 1) == 1
-                return Host(role, uri if isinstance(uri, str) else None, config, first)
+                from mackerel_otel_server import gunicorn
+
+                speaks = gunicorn.speaks_for_all(getattr(spawned, "age", 1), config.workers)
+                return Host(role, uri if isinstance(uri, str) else None, config, speaks)
     return None
 
 

@@ -53,8 +53,9 @@ def install() -> None:
         return
     log_module.to_host(_write)
     forked_already = uwsgi.worker_id() > 0
-    # Under lazy-apps, no process of ours is parent to the workers: one of them speaks for all.
-    speaks_for_all = not forked_already or _is_first()
+    # Under lazy-apps, no process of ours is parent to the workers: the first of them speaks for all, each time that it
+    # is started, because a reload may have changed what there is to say.
+    speaks_for_all = not forked_already or uwsgi.worker_id() == 1
     if not uwsgi.has_threads:
         # Nothing is registered: what made spans then would make them in vain.
         if speaks_for_all:

@@ -7,6 +7,7 @@ stop() when it leaves. What does the work is imported in start(), i.e. after the
 from __future__ import annotations
 
 import atexit
+import mmap
 import os
 import sys
 import threading
@@ -37,6 +38,9 @@ _application: str | None = None
 _registered = False
 _reported: set[str] = set()
 """Problems that are in the log; inherited through the fork, so that the workers do not repeat the arbiter."""
+_mended: mmap.mmap | None = None
+"""One byte that a process shares with those it forks, from its first report on: 1 once one of them could read settings
+without a problem, because the same problem is news then."""
 
 _others_report_settings = False
 _others_report_arguments = False
@@ -97,17 +101,20 @@ def register(*, arguments: Arguments | None = None, application: str | None = No
         log.exception("tracing cannot be prepared, the application serves without it")
 
 
-def check(*, preload: bool) -> bool:
+def check(*, preload: bool, again: bool = False) -> bool:
     """Read the settings and log what is wrong with them; for the process that forks, before it does.
 
     Args:
         preload: Import now what start() needs in every worker: its memory is shared then, and a signal that ends the
             server does not meet a worker that is still importing, which both Gunicorn and uWSGI would let it miss.
             Not where gevent patches the standard library after the fork: HTTP and TLS must be imported after that.
+        again: Log also the problems that are in the log already, for an operator who may have tried to mend them.
 
     Returns:
         Whether tracing will start in the workers.
     """
+    if again and gate.refused:
+        _reported.clear()
     if settings_module.is_disabled() or _read_settings() is None:
         return False
     if preload:
@@ -309,6 +316,11 @@ def _read_settings() -> Settings | None:
     except Exception:
         log.exception("the settings cannot be read, so tracing is off and the application serves without it")
         return None
+    gate.refused = False
+    if _mended is not None:
+        _mended[0] = 1
+    # What is mended is reported again if it comes again.
+    _reported.intersection_update(settings.warnings)
     for warning in settings.warnings:
         if warning not in _reported and not _others_report_settings:
             _reported.add(warning)
@@ -317,7 +329,14 @@ def _read_settings() -> Settings | None:
 
 
 def _report_problems(problems: tuple[str, ...]) -> None:
+    global _mended
     gate.refused = True
+    if _mended is None:
+        _mended = mmap.mmap(-1, 1)
+    elif _mended[0]:
+        _mended[0] = 0
+        _reported.clear()
+    _reported.intersection_update(problems)
     if _others_report_settings or _reported.issuperset(problems):
         return
     _reported.update(problems)
@@ -328,7 +347,7 @@ def _report_problems(problems: tuple[str, ...]) -> None:
 
 
 def leave_reports_to_others(*, of_settings: bool) -> None:
-    """Keep quiet about what is the same for all workers: the first one reports it.
+    """Keep quiet about what is the same for all workers: one of those that were started together reports it.
 
     Args:
         of_settings: Also about the settings, where no process of ours is parent to all workers. Where one is, it has

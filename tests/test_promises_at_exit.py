@@ -108,6 +108,38 @@ def test_force_flush_sends_what_is_queued(tmp_path: Path, receiver: Receiver) ->
         assert len(server_spans(receiver.spans)) == 1
 
 
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_pipeline_whose_stop_raises_holds_up_no_exit(tmp_path: Path, receiver: Receiver, host: str) -> None:
+    took = {}
+    for traced in (False, True):
+        env = environment(receiver, OTEL_SDK_DISABLED="" if traced else "true", STOP_FAILS="1")
+        with serve(host, tmp_path / str(traced), env) as server:
+            server.get()
+            wait_until_idle(host, server)
+            began = time.monotonic()
+            log = server.stop()
+            took[traced] = time.monotonic() - began
+    assert log.count("spans may be lost: the pipeline did not stop") >= 1, log
+    assert took[True] < took[False] + QUICK + LOADED, (took, log)
+
+
+def test_a_worker_whose_pipeline_did_not_stop_and_that_waits_for_a_thread_still_obeys_term(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    env = environment(receiver, STOP_FAILS="1")
+    options = ["-k", UVICORN, "--max-requests", "2"]
+    with gunicorn(tmp_path, *options, env=env, app="leaving:asgi", workers=1) as server:
+        server.get("/thread")
+        server.get()
+        # It leaves because of its limit, and Python waits for the thread.
+        server.wait_for_log("the pipeline did not stop")
+        server.wait_until_asleep()
+        began = time.monotonic()
+        server.stop()
+        # Far below Gunicorn's graceful_timeout of 30 s, at whose end it would be killed.
+        assert time.monotonic() - began < 10, server.log
+
+
 SCRIPTS: dict[str, tuple[list[str], str]] = {
     "shutdown before the first span": (
         [],

@@ -4,11 +4,20 @@ import asyncio
 import atexit
 import json
 import os
+import threading
 import time
 
 from opentelemetry import trace
 
 import mackerel_otel_server
+
+if os.environ.get("STOP_FAILS"):
+    from mackerel_otel_server.pipeline.processor import Pipeline
+
+    def fail(*_):
+        raise RuntimeError("the stop fails")
+
+    Pipeline.stop = fail
 
 tracer = trace.get_tracer("leaving")
 
@@ -39,6 +48,9 @@ def respond(path):
     name = path.strip("/")
     if name in ACTS:
         ACTS[name]()
+    if name == "thread":
+        # Python waits for it when the process ends.
+        threading.Thread(target=time.sleep, args=(60,)).start()
     if name == "instrument":
         mackerel_otel_server.instrument()
     if name == "query":
