@@ -42,8 +42,52 @@ def test_a_sound_installation_ends_with_a_happy_line(tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1] == "All is well: this server is ready to be traced."
     assert KEY not in result.stdout
     assert "\x1b" not in result.stdout
-    for title in ("Read", "Not read", "Versions", "Settings", "Findings"):
-        assert f"\n{title}\n" in f"\n{result.stdout}"
+    lines = result.stdout.splitlines()
+    titles = ["Findings", "Settings without the defaults, which --all shows", "Versions", "Read", "Not read"]
+    assert [line for line in lines if line[:1].isalpha() and not line.startswith("OK")][:-1] == titles
+    assert lines[0] == "Findings"
+
+
+def test_settings_that_have_their_defaults_are_shown_with_all_only(tmp_path: Path) -> None:
+    (tmp_path / "uwsgi.ini").write_text(INI)
+    set_by_name = re.compile(r"^  (\w+) ", re.MULTILINE)
+    without, with_all = (
+        run(tmp_path, *arguments, OTEL_BSP_SCHEDULE_DELAY="700").stdout for arguments in ((), ("--all",))
+    )
+    made = {"MACKEREL_APIKEY", "OTEL_SERVICE_NAME", "OTEL_BSP_SCHEDULE_DELAY"}
+    settings = without.partition("\nSettings")[2].partition("\nVersions")[0]
+    assert set(set_by_name.findall(settings)) == made
+    settings = with_all.partition("\nSettings\n")[2].partition("\nVersions")[0]
+    assert set(set_by_name.findall(settings)) > {*made, "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_SDK_DISABLED"}
+
+
+@pytest.mark.parametrize(
+    ("env", "last"),
+    [
+        ({"OTEL_SDK_DISABLED": "True"}, "Nothing is traced: OTEL_SDK_DISABLED is true."),
+        ({"OTEL_TRACES_EXPORTER": "none"}, "No span is sent: OTEL_TRACES_EXPORTER is none."),
+        ({"OTEL_TRACES_EXPORTER": "console"}, "Spans are printed, and none is sent: OTEL_TRACES_EXPORTER is console."),
+        ({"OTEL_TRACES_SAMPLER": "always_off"}, "No request is traced: the sampler always_off records none."),
+        (
+            {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"},
+            (
+                "No request is traced but those whose caller has decided so: "
+                "the sampler parentbased_traceidratio records none."
+            ),
+        ),
+        ({"OTEL_PROPAGATORS": "baggage"}, ""),
+    ],
+)
+def test_the_last_line_praises_nothing_where_no_span_is_sent_or_something_is_to_be_mended(
+    tmp_path: Path, env: dict[str, str], last: str
+) -> None:
+    (tmp_path / "uwsgi.ini").write_text(INI)
+    result = run(tmp_path, **env)
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1] == f"{last} 0 failures, 1 warning: see above what to type.".strip()
+    from_the_file = "".join(f"env = {name}={value}\n" for name, value in env.items())
+    (tmp_path / "uwsgi.ini").write_text(f"{INI}{from_the_file}")
+    assert run(tmp_path).stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
 
 
 def test_a_failure_is_exit_status_1_and_says_what_follows_and_what_to_type(tmp_path: Path) -> None:
@@ -210,6 +254,15 @@ def installed(
         (info / "entry_points.txt").write_text(f"[{group}]\n{entry_points}\n")
 
 
+@pytest.fixture
+def metadata_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder whose metadata this process finds before those of what is installed."""
+    folder = tmp_path / "metadata"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    return folder
+
+
 def test_opentelemetry_instrument_with_a_distribution_is_a_failure(
     check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +318,59 @@ def test_an_instrumentation_that_does_not_fit_its_library_is_a_warning(
     monkeypatch.syspath_prepend(tmp_path)
     result = check(files={"uwsgi.ini": INI})
     result.has("WARN", "opentelemetry-instrumentation-made-up 0.1 does not fit", "made-up-library 1.0", "is not traced")
-    assert any(version["name"] == "made_up_library" for version in result.data["versions"])
+    traced_by = {version["name"]: version["traced_by"] for version in result.data["versions"]}
+    assert traced_by["made_up_library"] == "nobody (opentelemetry-instrumentation-made-up does not fit)"
+
+
+@pytest.mark.parametrize(
+    ("library", "words", "by"),
+    [
+        ("sqlalchemy", "this package traces the queries by their drivers", "its drivers"),
+        ("psycopg2", "the driver is traced by this package", "mackerel-otel-server"),
+    ],
+)
+def test_the_versions_and_the_findings_agree_about_who_traces_what(
+    check: Check, metadata_first: Path, library: str, words: str, by: str
+) -> None:
+    installed(metadata_first, library, "2.1.0")
+    installed(
+        metadata_first,
+        f"opentelemetry-instrumentation-{library}",
+        "99",
+        "Provides-Extra: instruments",
+        f"Requires-Dist: {library}<2; extra == 'instruments'",
+        entry_points=f"{library} = nowhere:Instrumentor",
+    )
+    result = check(files={"uwsgi.ini": INI})
+    result.has("WARN", f"-{library} 99 does not fit", f"(it takes {library}<2)", words, "pip uninstall")
+    assert {one["traced_by"] for one in result.data["versions"] if one["name"] == library} == {by}
+    result = check(OTEL_SDK_DISABLED="true")
+    assert {one["traced_by"] for one in result.data["versions"]} == {"", "nobody (OTEL_SDK_DISABLED)"}
+
+
+def test_libraries_without_their_instrumentation_are_named_with_what_to_type(
+    check: Check, metadata_first: Path
+) -> None:
+    from opentelemetry.instrumentation.bootstrap_gen import libraries
+
+    wanted = {"aiohttp": "aiohttp-client", "botocore": "botocore", "grpcio": "grpc", "pymongo": "pymongo"}
+    lines = {one["instrumentation"] for one in libraries}
+    for library in (*wanted, "sqlalchemy", "psutil", "click"):
+        # For the last of these versions there is no instrumentation.
+        installed(metadata_first, library, {"aiohttp": "3.0.0", "pymongo": "99.0"}.get(library, "1.60.0"))
+    finding = check(files={"uwsgi.ini": INI}).about("without an OpenTelemetry instrumentation")
+    assert finding["level"] == "OK"
+    named = finding["seen"].partition(": ")[2].split(", ")
+    assert {"aiohttp", "botocore", "grpcio"} <= set(named)
+    # What is traced without it, no span at all, and what cannot be used.
+    assert not {"sqlalchemy", "psutil", "click", "pymongo", "Django", "PyMySQL"} & set(named)
+    for library in named:
+        if name := wanted.get(library):
+            (line,) = (one for one in lines if one.startswith(f"opentelemetry-instrumentation-{name}=="))
+            assert f"\npip install {line}" in finding["cure"]
+    off = check(OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="botocore,grpc").about("without an OpenTelemetry instrumentation")
+    assert not {"botocore", "grpcio"} & set(off["seen"].partition(": ")[2].split(", "))
+    assert "without an OpenTelemetry" not in check(OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="*").text
 
 
 def test_every_framework_and_driver_is_listed_with_who_traces_it(check: Check, need: Callable[[str], None]) -> None:

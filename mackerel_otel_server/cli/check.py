@@ -24,6 +24,7 @@ from mackerel_otel_server.cli.inspection import (
 from mackerel_otel_server.cli.inspection.files import inside
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.cli.inspection.not_read import NotReadError
+from mackerel_otel_server.cli.inspection.variables import recording
 from mackerel_otel_server.cli.report import Report, as_json, show
 from mackerel_otel_server.cli.text import say
 from mackerel_otel_server.settings.origins import describe
@@ -71,11 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="FILE", help="what the server is given: Gunicorn's -c (also python:MODULE), or an ini file"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--all", action="store_true", help="show the settings that have their defaults, too")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with all settings")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print versions, settings and findings.
+    """Print findings, settings and versions.
 
     Returns:
         0, or 1 when there is a failure.
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         findings=[
             *about_settings,
             *around.findings,
-            *versions.findings(installed),
+            *versions.findings(installed, around.environ),
             *other_tracers.findings(around.environ),
             *key_exposure.findings(_keys(around.environ, effective)),
         ],
@@ -101,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         say(as_json(report, known))
     else:
-        show(report, known)
+        silence = recording.silence(around.environ, effective)
+        show(report, known, silence=silence, with_defaults=args.all)
     return 1 if report.failed else 0
 
 

@@ -14,6 +14,7 @@ from mackerel_otel_server.cli import config
 from mackerel_otel_server.cli.cloak import cloaked
 from mackerel_otel_server.cli.style import paint
 from mackerel_otel_server.cli.text import counted, printable, say, stdout_encoding
+from mackerel_otel_server.settings.origins import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,31 +54,40 @@ def as_json(report: Report, secrets: Sequence[str]) -> str:
     return json.dumps(cloaked(data, secrets), indent=2)
 
 
-def show(report: Report, secrets: Sequence[str]) -> None:
-    """Print the report as wide as the terminal is, and in a pipe without breaking lines."""
+def show(report: Report, secrets: Sequence[str], *, silence: str = "", with_defaults: bool = False) -> None:
+    """Print the report as wide as the terminal is, and in a pipe without breaking lines.
+
+    Args:
+        report: What was found.
+        secrets: What no line may show.
+        silence: Why no span is sent although nothing fails; the last line says so.
+        with_defaults: Show the settings that nobody has made, too.
+    """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    for line, styles in _lines(report, width):
+    for line, styles in _lines(report, width, silence, with_defaults=with_defaults):
         say(paint(printable(cloaked(line, secrets)), *styles))
 
 
-def _lines(report: Report, width: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _lines(report: Report, width: int, silence: str, *, with_defaults: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield "Findings", ("bold",)
+    for finding in sorted(report.findings, key=lambda finding: _ORDER.index(finding.level)):
+        yield from _finding(finding, width)
+    settings = [one for one in report.settings if with_defaults or one.origin != DEFAULT]
+    title = "Settings" if with_defaults else "Settings without the defaults, which --all shows"
+    yield from ((line, ("bold",)) for line in _wrapped(title, width, ""))
+    for line in config.lines(settings, max(width - 2, 1) if width else None) if settings else ():
+        yield f"  {line}", ()
+    yield "Versions", ("bold",)
+    for version in report.versions:
+        text = f"{version.name} {version.version}".rstrip()
+        yield from _plain(f"{text}, traced by {version.traced_by}" if version.traced_by else text, width)
     for title, items in (("Read", report.read), ("Not read", report.not_read)):
         if items:
             yield title, ("bold",)
             for item in items:
                 yield from _plain(item, width)
-    yield "Versions", ("bold",)
-    for version in report.versions:
-        text = f"{version.name} {version.version}".rstrip()
-        yield from _plain(f"{text}, traced by {version.traced_by}" if version.traced_by else text, width)
-    yield "Settings", ("bold",)
-    for line in config.lines(report.settings, max(width - 2, 1) if width else None):
-        yield f"  {line}", ()
-    yield "Findings", ("bold",)
-    for finding in sorted(report.findings, key=lambda finding: _ORDER.index(finding.level)):
-        yield from _finding(finding, width)
     yield "", ()
-    yield from ((line, _COLOURS[_worst(report)]) for line in _wrapped(_conclusion(report), width, ""))
+    yield from ((line, _COLOURS[_worst(report)]) for line in _wrapped(_conclusion(report, silence), width, ""))
 
 
 def _plain(text: str, width: int) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -118,11 +128,12 @@ def _worst(report: Report) -> str:
     return min((finding.level for finding in report.findings), key=_ORDER.index, default="OK")
 
 
-def _conclusion(report: Report) -> str:
+def _conclusion(report: Report, silence: str) -> str:
     levels = Counter(finding.level for finding in report.findings)
     failures, warnings = counted(levels["FAIL"], "failure"), counted(levels["WARN"], "warning")
+    counts = f"{failures}, {warnings}: see above what to type."
     if levels["FAIL"]:
-        return f"{failures}, {warnings}: see above what to type."
-    if levels["WARN"]:
-        return f"It works as far as can be seen, with {warnings}: see above what to type."
-    return "All is well: this server is ready to be traced."
+        return counts
+    if silence:
+        return f"{silence}. {counts}"
+    return counts if levels["WARN"] else "All is well: this server is ready to be traced."

@@ -7,7 +7,8 @@ import re
 import sqlite3
 import subprocess
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 from mackerel_otel_server import __version__
 from mackerel_otel_server.cli import demo_server
 from mackerel_otel_server.cli.inspection.findings import Finding
+from mackerel_otel_server.cli.inspection.variables import recording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,6 +42,19 @@ _DRIVERS: Final = {
     "duckdb": ("duckdb",),
 }
 """Entry point of a driver's own instrumentation -> the distributions that bring the driver."""
+_BY_DRIVERS: Final = "sqlalchemy"
+"""The entry point of an instrumentation whose queries are traced by their drivers as well."""
+_NOT_OFFERED: Final = frozenset(
+    {
+        *_FRAMEWORKS, *_DRIVERS, _BY_DRIVERS,  # traced without them
+        "asgi", "wsgi", "aiohttp-server", "tornado",  # servers
+        "click", "asyncclick",  # commands
+        "structlog", "system-metrics",  # no spans
+    }
+)  # fmt: skip
+"""Instrumentations that a look at an installation does not offer, and why."""
+_NO_LIBRARIES: Final = frozenset({"pydantic"})
+"""What OpenTelemetry's list names beside the library that an instrumentation is for, here tortoise-orm."""
 _UWSGI_SECONDS: Final = 10.0
 
 
@@ -57,9 +72,9 @@ def gather(environ: Mapping[str, str]) -> list[Version]:
     """Return what is installed, in a fixed order.
 
     Args:
-        environ: For ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS``.
+        environ: For ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` and ``OTEL_SDK_DISABLED``.
     """
-    off = {name.strip() for name in environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")}
+    off = _switched_off(environ)
     found = [Version("Python", platform.python_version()), Version(_OURS, __version__)]
     found += _installed(*_BASE, *_SERVERS)
     if uwsgi := uwsgi_version():
@@ -67,7 +82,14 @@ def gather(environ: Mapping[str, str]) -> list[Version]:
     for name, shown in _FRAMEWORKS.items():
         if version := _version(name):
             found.append(Version(shown, version, _OURS))
-    return [*found, *_drivers(off), *_libraries(off)]
+    found += [*_drivers(off), *_libraries(off)]
+    if recording.is_disabled(environ):
+        return [replace(one, traced_by="nobody (OTEL_SDK_DISABLED)") if one.traced_by else one for one in found]
+    return found
+
+
+def _switched_off(environ: Mapping[str, str]) -> set[str]:
+    return {name.strip() for name in environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")}
 
 
 def uwsgi_version() -> str | None:
@@ -91,9 +113,9 @@ def numbers(version: str | None) -> tuple[int, ...] | None:
     return tuple(int(part) for part in found[0].split(".")) if found else None
 
 
-def findings(versions: list[Version]) -> list[Finding]:
-    """Look for what is too old, and for instrumentations that do not fit their library."""
-    return [*_too_old(versions), *_conflicts()]
+def findings(versions: list[Version], environ: Mapping[str, str]) -> list[Finding]:
+    """Look for what is too old, and for instrumentations that do not fit their library, or are not there."""
+    return [*_too_old(versions), *_conflicts(), *_missing(_switched_off(environ))]
 
 
 def _too_old(versions: list[Version]) -> Iterator[Finding]:
@@ -121,33 +143,78 @@ def _old(name: str, version: str, wanted: str, cure: str) -> Finding:
 
 
 def _conflicts() -> Iterator[Finding]:
-    from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
-
     for entry_point in metadata.entry_points(group=_GROUP):
         dist = entry_point.dist
         if dist is None or entry_point.name in _FRAMEWORKS:
             continue
         try:
-            conflict = get_dist_dependency_conflicts(dist)
+            conflict = _conflict(dist)
         except Exception as error:
             yield Finding(
                 "WARN", f"{dist.name} has metadata that cannot be read ({error})", "", f"reinstall {dist.name}"
             )
             continue
-        found = conflict and (conflict.found or getattr(conflict, "found_any", None))
-        if conflict is None or not found:
+        if conflict is None:
             continue
-        wanted = conflict.required or ", ".join(map(str, conflict.required_any))
-        installed = found if isinstance(found, str) else ", ".join(found)
-        is_driver = entry_point.name in _DRIVERS
+        follows = {
+            _OURS: "it is left out; the driver is traced by this package",
+            _BY_DRIVERS: "it is left out; this package traces the queries by their drivers",
+        }.get(_instead(entry_point.name))
         yield Finding(
             "WARN",
-            f"{dist.name} {dist.version} does not fit what is installed: {installed} (it takes {wanted})",
-            "it is left out; the driver is traced by this package"
-            if is_driver
-            else f"{entry_point.name} is not traced",
-            f"pip uninstall {dist.name}" if is_driver else f"install versions that fit: pip install -U {dist.name}",
+            f"{dist.name} {dist.version} does not fit what is installed: {conflict}",
+            follows or f"{entry_point.name} is not traced",
+            f"pip uninstall {dist.name}" if follows else f"install versions that fit: pip install -U {dist.name}",
         )
+
+
+def _conflict(dist: metadata.Distribution) -> str | None:
+    """Return which version is installed and which one an instrumentation takes, or None where it can be used."""
+    from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
+
+    conflict = get_dist_dependency_conflicts(dist)
+    found = conflict and (conflict.found or getattr(conflict, "found_any", None))
+    if conflict is None or not found:
+        return None
+    wanted = ", ".join(str(one).partition(";")[0] for one in [conflict.required, *(conflict.required_any or ())] if one)
+    return f"{found if isinstance(found, str) else ', '.join(found)} (it takes {wanted})"
+
+
+def _instead(name: str) -> str:
+    """Return who traces a library whose own instrumentation cannot be used; empty: nobody does."""
+    if name in (*_DRIVERS, "sqlite3"):
+        return _OURS
+    return _BY_DRIVERS if name == _BY_DRIVERS else ""
+
+
+def _missing(off: set[str]) -> Iterator[Finding]:
+    """Name the libraries that this package would trace if their instrumentations were installed."""
+    names: set[str] = set()
+    packages: set[str] = set()
+    for library, package in _known_instrumentations():
+        name = package.name.removeprefix("opentelemetry-instrumentation-")
+        version = None if "*" in off or name in off or name in _NOT_OFFERED else _version(library.name)
+        fits = version is not None and library.specifier.contains(version, prereleases=True)
+        if fits and library.name not in _NO_LIBRARIES and _version(package.name) is None:
+            names.add(library.name)
+            packages.add(str(package))
+    if packages:
+        yield Finding(
+            "OK",
+            f"installed without an OpenTelemetry instrumentation: {', '.join(sorted(names))}",
+            "calls through them make no spans; with it, each call is one, which is billed",
+            "\n".join(["to see the calls of one, type its line:", *(f"pip install {one}" for one in sorted(packages))]),
+        )
+
+
+def _known_instrumentations() -> Iterator[tuple[Requirement, Requirement]]:
+    """Return which instrumentation OpenTelemetry has for which library; ``opentelemetry-bootstrap`` reads that, too."""
+    try:
+        from opentelemetry.instrumentation.bootstrap_gen import libraries
+    except ImportError:
+        return
+    for one in libraries:
+        yield Requirement(one["library"]), Requirement(one["instrumentation"])
 
 
 def _installed(*names: str) -> list[Version]:
@@ -169,7 +236,7 @@ def _libraries(off: set[str]) -> Iterator[Version]:
     for entry_point in sorted(metadata.entry_points(group=_GROUP), key=lambda point: point.name):
         if entry_point.name in _FRAMEWORKS or entry_point.name in (*_DRIVERS, "sqlite3"):
             continue
-        version = _version(entry_point.name)
+        version = next(filter(None, map(_version, _names_of_library(entry_point))), None)
         if version or entry_point.name in sys.stdlib_module_names:
             yield Version(entry_point.name, version or "", _by(entry_point.name, entry_point, off))
 
@@ -179,7 +246,19 @@ def _by(name: str, entry_point: metadata.EntryPoint | None, off: set[str]) -> st
         return "nobody (OTEL_PYTHON_DISABLED_INSTRUMENTATIONS)"
     if entry_point is None or entry_point.dist is None:
         return _OURS
+    with suppress(Exception):  # of the metadata, which a finding tells
+        if _conflict(entry_point.dist):
+            instead = {_OURS: _OURS, _BY_DRIVERS: "its drivers"}.get(_instead(name))
+            return instead or f"nobody ({entry_point.dist.name} does not fit)"
     return f"{entry_point.dist.name} {entry_point.dist.version}"
+
+
+def _names_of_library(entry_point: metadata.EntryPoint) -> list[str]:
+    """Return the distributions that an instrumentation may be for: that of its own name, else those of its metadata."""
+    told = [
+        Requirement(one).name for one in (entry_point.dist and entry_point.dist.requires) or () if "instruments" in one
+    ]
+    return [entry_point.name] if entry_point.name in told else [entry_point.name, *told]
 
 
 def _version(name: str) -> str | None:

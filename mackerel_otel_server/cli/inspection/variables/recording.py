@@ -34,6 +34,27 @@ def is_disabled(environ: Mapping[str, str]) -> bool:
     return environ.get(catalogue.SDK_DISABLED.name, "").strip().lower() == "true"
 
 
+def silence(environ: Mapping[str, str], settings: Settings | None) -> str:
+    """Return why no span is sent although no setting is wrong; empty where spans are sent.
+
+    Args:
+        environ: The variables of the server.
+        settings: None where they have errors.
+    """
+    if is_disabled(environ):
+        return f"Nothing is traced: {catalogue.SDK_DISABLED.name} is true"
+    if settings is None:
+        return ""
+    if "otlp" not in settings.exporters:
+        typed = ",".join(settings.exporters) or "none"
+        goes = "Spans are printed, and none is sent" if settings.exporters else "No span is sent"
+        return f"{goes}: {catalogue.EXPORTER.name} is {typed}"
+    if _ratio(settings) == 0:
+        parents = " but those whose caller has decided so" * settings.sampler.startswith("parentbased_")
+        return f"No request is traced{parents}: the sampler {settings.sampler} records none"
+    return ""
+
+
 def in_force(settings: Settings) -> Iterator[Finding]:
     """Say how many traces are recorded."""
     if _ratio(settings) > 0 and settings.exporters:
