@@ -102,6 +102,11 @@ def no_http(_: FaultServer, sock: socket.socket) -> None:
     sock.sendall(b"220 mail.example ESMTP\r\n")
 
 
+def http2(_: FaultServer, sock: socket.socket) -> None:
+    """Begin as grpc-go does: with a SETTINGS frame of one parameter."""
+    sock.sendall(b"\x00\x00\x06\x04\x00\x00\x00\x00\x00" + b"\x00\x05\x00\x00\x40\x00")
+
+
 class FaultServer:
     """Serve while the ``with`` block runs; before it, the port is taken and refuses connections.
 

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
@@ -55,6 +55,29 @@ def test_what_the_configuration_sets_is_what_is_sent_with(check: Check, mackerel
     assert span.resource["service.name"] == "bakery"
     assert span.resource["deployment.environment.name"] == "test"
     result.has("WARN", "the sampler always_off drops all", "OTEL_TRACES_SAMPLER")
+
+
+GRPC = """import sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+server = grpc.server(ThreadPoolExecutor(1))
+print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+server.start()
+sys.stdin.read()
+"""
+
+
+def test_a_grpc_server_on_any_port_is_recognised_by_its_answer(check: Check, need: Callable[[str], None]) -> None:
+    need("grpc")
+    command = [sys.executable, "-c", GRPC]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        endpoint = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        result = check("--send", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, MACKEREL_APIKEY="")
+        server.communicate()
+    assert result.status == 1
+    assert result.data["sent"]["accepted"] is False
+    result.has("FAIL", "HTTP/2, as gRPC does", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, usually http://host:4318/v1/traces")
 
 
 def test_without_send_nothing_is_sent(check: Check, mackerel: Receiver) -> None:

@@ -312,6 +312,32 @@ def test_what_is_no_http_is_told_as_such(sender: Make) -> None:
     assert "what came is no HTTP: BadStatusLine 220 mail.example ESMTP" in answer.words
 
 
+def test_a_port_that_speaks_grpc_is_told_as_such_and_the_spans_are_kept(sender: Make) -> None:
+    with FaultServer(Step(act=far.http2)) as server:
+        answer = sender(server.url).send()
+        assert len(server.requests) == 1  # a further attempt would not help
+    assert (answer.cause, answer.keep, answer.unconfirmed) == (Cause.GRPC, True, False)
+    assert "did not answer (what it speaks is HTTP/2, as gRPC does)" in answer.words
+
+
+def test_a_port_that_refuses_http_1_over_tls_is_one_that_speaks_grpc(sender: Make) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(65_536)
+                # A fatal alert, no_application_protocol: https://www.rfc-editor.org/rfc/rfc7301#section-3.2
+                sock.sendall(bytes.fromhex("15 0303 0002 02 78"))
+                sock.recv(65_536)
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        answer = sender(f"https://127.0.0.1:{listener.getsockname()[1]}/v1/traces").send()
+        thread.join()
+    assert (answer.cause, answer.keep, answer.unconfirmed) == (Cause.GRPC, True, False)
+
+
 def test_a_connection_that_is_closed_before_the_request_was_sent_is_tried_again(sender: Make) -> None:
     body = batch(3, padding=6_000_000)  # more than the kernel's buffers hold
     with FaultServer(greet=lambda number: number == 1) as server:

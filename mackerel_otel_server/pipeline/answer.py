@@ -58,6 +58,10 @@ class Cause(Enum):
     )
     NOT_FOUND = "these spans are lost; give the whole URL that takes traces, usually one that ends in /v1/traces"
     REDIRECT = "redirects are not followed and these spans are lost; give the URL that takes the traces itself"
+    GRPC = (
+        "the spans are kept and sent later; they are sent over HTTP/1.1: give the URL of a port that takes OTLP over "
+        "HTTP, usually http://host:4318/v1/traces"
+    )
     TLS = (
         "the spans are kept and sent later; for a certificate authority of your own set "
         "OTEL_EXPORTER_OTLP_CERTIFICATE to its PEM file, for a client certificate "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import http.client
 import io
+import re
 import socket
 import ssl
 import time
@@ -30,6 +31,8 @@ _BODY_SECONDS: Final = 2.0
 _IDLE_SECONDS: Final = 30.0
 """A firewall may have forgotten a connection that was silent for longer, and then swallows what is sent on it."""
 _PIECE: Final = 65_536
+_SETTINGS: Final = re.compile("[\\0-\\xff]{3}\\x04\\0{5}")
+"""The head of an HTTP/2 frame, as http.client has decoded it: its length, its type, no flags, and the stream 0."""
 
 
 class Connection:
@@ -157,7 +160,8 @@ class Connection:
             return Response(response.status, response.reason, cast("Mapping[str, str]", response.headers), read, whole)
         except Fault as fault:
             # TLS 1.3 tells only now, by an alert, that it refuses a client certificate; then nothing was read.
-            fault.sent = sent and not (fault.cause is Cause.TLS and "alert" in fault.seen.lower())
+            refused = fault.cause is Cause.TLS and "alert" in fault.seen.lower()
+            fault.sent = sent and not refused and fault.cause is not Cause.GRPC
             raise
         finally:
             self.awaits_answer = False
@@ -253,6 +257,8 @@ def _explain(error: BaseException) -> tuple[Cause, str, bool]:  # noqa: PLR0911 
         return Cause.TIMEOUT, f"timed out: {seen}" if "timed out" not in seen else seen, True
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return Cause.CLOSED, seen, True
+    if _speaks_http2(error):
+        return Cause.GRPC, "what it speaks is HTTP/2, as gRPC does", False
     if isinstance(error, ssl.SSLError):
         return Cause.TLS, getattr(error, "verify_message", "") or seen, False
     if isinstance(error, ConnectionRefusedError):
@@ -262,6 +268,16 @@ def _explain(error: BaseException) -> tuple[Cause, str, bool]:  # noqa: PLR0911 
     if isinstance(error, OSError):
         return Cause.REFUSED, seen, True  # no route, network unreachable
     return Cause.CLOSED, f"what came is no HTTP: {type(error).__name__} {seen}", True
+
+
+def _speaks_http2(error: BaseException) -> bool:
+    """Tell whether the far end takes HTTP/2 alone: it begins with a SETTINGS frame, or over TLS refuses HTTP/1.1.
+
+    https://www.rfc-editor.org/rfc/rfc9113#section-3.4
+    """
+    if isinstance(error, http.client.BadStatusLine):
+        return _SETTINGS.match(str(error)) is not None
+    return isinstance(error, ssl.SSLError) and "alert no application protocol" in str(error)
 
 
 def _left(limit: float) -> float:

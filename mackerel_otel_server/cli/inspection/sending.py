@@ -33,6 +33,7 @@ _CURES: Final = {
     "NOT_FOUND": "give the whole URL that takes traces in {endpoint}, usually one that ends in /v1/traces",
     "REDIRECT": "redirects are not followed, which could lead the key elsewhere: give the URL that takes the traces "
     "itself in {endpoint}, with https and the path",
+    "GRPC": "give the URL of a port that takes OTLP over HTTP in {endpoint}, usually http://host:4318/v1/traces",
     "NOT_OTLP": "what answered is no receiver of traces: give the whole URL of one in {endpoint}, usually one that "
     "ends in /v1/traces",
 }
