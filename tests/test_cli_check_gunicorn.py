@@ -288,6 +288,15 @@ def test_the_same_imports_without_gevent_are_well(check: Check) -> None:
     assert check(files={CONF: f"import requests\npreload_app = True\n{INSTALL}"}).levels() == {"OK"}
 
 
+def test_blanks_and_quotes_in_raw_env_are_told(check: Check) -> None:
+    items = [f"MACKEREL_APIKEY = {KEY}", "'OTEL_SERVICE_NAME=shop'", 'OTEL_TRACES_EXPORTER="otlp"']
+    conf = f"raw_env = {items}\n{INSTALL}"
+    result = check(files={"gunicorn.conf.py": conf}, MACKEREL_APIKEY="", OTEL_SERVICE_NAME="")
+    result.has("WARN", "'MACKEREL_APIKEY ' holds a quote or a blank", "nobody reads", "type MACKEREL_APIKEY=… without")
+    result.has("WARN", '"\'OTEL_SERVICE_NAME" holds a quote or a blank', "type OTEL_SERVICE_NAME=… without")
+    result.has("FAIL", "OTEL_TRACES_EXPORTER='\"otlp\"'")
+
+
 def test_a_key_in_raw_env_is_used_and_warned_about_and_not_shown(check: Check) -> None:
     conf = f"raw_env = ['MACKEREL_APIKEY={KEY}', 'OTEL_SERVICE_NAME=of-raw-env']\n{INSTALL}"
     result = check(files={CONF: conf}, MACKEREL_APIKEY="", OTEL_SERVICE_NAME="")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -53,11 +55,29 @@ def test_other_formats_are_not_read_and_that_is_said(check: Check, suffix: str) 
     assert any(f"uwsgi.{suffix}" in line for line in result.data["not_read"])
 
 
-def test_without_any_file_it_says_what_is_not_known(check: Check) -> None:
-    result = check("--server", "uwsgi")
+def test_without_any_file_it_says_what_is_not_known(check: Check, tmp_path: Path) -> None:
+    result = check("--server", "uwsgi", files={"gunicorn.conf.py": ""})
     assert result.status == 0
-    result.has("WARN", "no configuration of uWSGI", "--config FILE")
-    check().has("WARN", "no configuration is", "--config FILE")
+    result.has("WARN", "no configuration of uWSGI", "check --server uwsgi --config FILE")
+    assert "unicorn" not in json.dumps(result.data["findings"])
+    (tmp_path / "gunicorn.conf.py").unlink()
+    result = check()
+    result.has("WARN", "no configuration is", "--config FILE")
+    assert not re.search("gunicorn|uwsgi|ini file", json.dumps(result.data["findings"]), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("file", ["asgi.py", "mysite/wsgi.py"])
+def test_without_any_file_the_application_may_use_this_package_by_itself(check: Check, file: str) -> None:
+    door = "import mackerel_otel_server\nmackerel_otel_server.instrument()\n"
+    result = check(files={file: door})
+    result.has("OK", "no configuration is in the working directory", f"{file} uses this package")
+
+
+def test_what_is_found_about_uwsgi_names_nothing_of_gunicorn_s_and_the_other_way_round(check: Check) -> None:
+    found = check("--config", "x.ini", files={"x.ini": "[uwsgi]\nmodule = x\n"}).data["findings"]
+    assert "unicorn" not in json.dumps(found)
+    found = check("--config", "x.py", files={"x.py": "workers = 2\n"}).data["findings"]
+    assert not re.search(r"uwsgi|\bini\b", json.dumps(found), re.IGNORECASE)
 
 
 def test_a_file_that_cannot_be_read_is_a_failure(check: Check, tmp_path: Path) -> None:

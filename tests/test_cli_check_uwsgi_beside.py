@@ -108,6 +108,42 @@ def test_a_blank_before_the_equals_sign_of_a_variable(check: Check, tmp_path: Pa
     assert "there is no API key" in log
 
 
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_quotes_in_an_env_line_are_a_part_of_the_value_for_uwsgi(
+    check: Check, tmp_path: Path, receiver: Receiver, quote: str
+) -> None:
+    lines = f"env = MACKEREL_APIKEY={quote}test-key{quote}\nenv = OTEL_SERVICE_NAME={quote}shop{quote}\n"
+    result = check(files={"uwsgi.ini": f"[uwsgi]\n{DOOR}{lines}"}, MACKEREL_APIKEY="", OTEL_SERVICE_NAME="")
+    key = result.about("MACKEREL_APIKEY holds quotes")
+    assert key == {
+        "level": "FAIL",
+        "seen": "MACKEREL_APIKEY holds quotes beside the API key",
+        "follows": "Mackerel refuses the key, and no span arrives: uWSGI keeps them",
+        "cure": "write the line env = MACKEREL_APIKEY= and the API key alone",
+    }
+    result.has("WARN", "OTEL_SERVICE_NAME=", "uWSGI keeps them", "write the line env = OTEL_SERVICE_NAME=shop")
+    env = {"MACKEREL_APIKEY": "", "OTEL_SERVICE_NAME": ""}
+    spans, log = serve(tmp_path, receiver, f"{DOOR}{lines}module = plain\n", "/", **env)
+    assert spans == []
+    shown = {'"': "'\"shop\"'", "'": "\"'shop'\""}[quote]
+    assert f"sends traces as {shown}" in log
+    assert "Invalid API Key" in log
+    # The same in the environment is not uWSGI's doing.
+    cure = check(MACKEREL_APIKEY='"test-key"', files={"uwsgi.ini": f"[uwsgi]\n{DOOR}"}).about("holds quotes")["cure"]
+    assert cure == "type MACKEREL_APIKEY= and the API key alone"
+
+
+def test_quotes_around_a_whole_env_line_are_a_part_of_the_name(
+    check: Check, tmp_path: Path, receiver: Receiver
+) -> None:
+    lines = "env = 'MACKEREL_APIKEY=test-key'\n"
+    result = check(files={"uwsgi.ini": f"[uwsgi]\n{DOOR}{lines}"}, MACKEREL_APIKEY="")
+    result.has("WARN", '"\'MACKEREL_APIKEY" holds a quote', "nobody reads", "write the line env = MACKEREL_APIKEY=…")
+    result.has("FAIL", "there is no API key")
+    _, log = serve(tmp_path, receiver, f"{DOOR}{lines}module = plain\n", "/", MACKEREL_APIKEY="")
+    assert "there is no API key" in log
+
+
 def test_a_key_in_a_file_of_its_own_is_read_and_the_ini_file_may_be_open(
     check: Check, tmp_path: Path, receiver: Receiver
 ) -> None:

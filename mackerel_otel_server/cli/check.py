@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from mackerel_otel_server import settings as settings_module
 from mackerel_otel_server.cli.cloak import secrets
 from mackerel_otel_server.cli.inspection import (
+    applications,
     configuration,
     gunicorn_config,
     gunicorn_findings,
@@ -31,7 +32,7 @@ from mackerel_otel_server.settings.origins import describe
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from mackerel_otel_server.settings import Settings
     from mackerel_otel_server.settings.origins import Shown
@@ -51,6 +52,8 @@ class _Surroundings:
     application: str | None = None
     origins: dict[str, str] = field(default_factory=dict)
     """Of the variables that the configuration sets: by what."""
+    env_lines: Collection[str] = ()
+    """Those that a line ``env = NAME=value`` of uWSGI sets."""
     read: list[str] = field(default_factory=list)
     not_read: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -119,7 +122,7 @@ def _look_around(args: argparse.Namespace, environ: Mapping[str, str]) -> _Surro
         elif choice.server == "uwsgi" and choice.config is not None:
             _look_at_uwsgi(around, choice)
         else:
-            around.findings.append(_nothing_found(choice))
+            around.findings.append(_nothing_found(choice, folder))
     except NotReadError as error:
         around.not_read.append(f"the configuration of {choice.server} ({choice.why})")
         around.findings.append(error.finding)
@@ -158,18 +161,24 @@ def _look_at_uwsgi(around: _Surroundings, choice: configuration.Choice) -> None:
     before, around.environ = around.environ, ini.environment(around.environ)
     changed = [name for name, value in around.environ.items() if before.get(name) != value]
     around.origins = dict.fromkeys(changed, f"set by {ini.files[0]}")
+    around.env_lines = frozenset(value.partition("=")[0] for value in ini.all("env"))
     around.application = uwsgi_findings.application(ini)
     around.findings += uwsgi_findings.findings(ini, around.environ, around.folder, versions.uwsgi_version())
     around.folder = str(Path(around.folder, ini.last("chdir") or ""))
 
 
-def _nothing_found(choice: configuration.Choice) -> Finding:
-    server = {"gunicorn": "of Gunicorn ", "uwsgi": "of uWSGI "}.get(choice.server or "", "")
+def _nothing_found(choice: configuration.Choice, folder: str) -> Finding:
+    seen = f"no configuration {'of uWSGI ' * (choice.server == 'uwsgi')}is in the working directory"
+    if choice.server is None and (file := applications.file_with_door(folder, None)):
+        return Finding("OK", f"{seen}, and {file} uses this package")
+    cure = "type mackerel-otel-server check --config FILE with the file that the server is given"
+    if choice.server == "uwsgi":
+        cure = "type mackerel-otel-server check --server uwsgi --config FILE with the ini file that uWSGI is given"
     return Finding(
         "WARN",
-        f"no configuration {server}is in the working directory" + (f": {choice.why}" if choice.why else ""),
+        seen + (f": {choice.why}" if choice.why else ""),
         "nothing is known about the server, only about the settings",
-        "type mackerel-otel-server check --config FILE, or --config python:mackerel_otel_server.conf",
+        cure,
     )
 
 
@@ -178,7 +187,7 @@ def _settings(around: _Surroundings) -> tuple[Settings | None, list[Shown], list
     # A key file or a certificate may have a relative name.
     with inside(around.folder):
         described = describe(around.environ, application=around.application)
-        found = variables.findings(around.environ, around.application)
+        found = variables.findings(around.environ, around.application, around.env_lines)
         effective = None
         if not described.problems:
             effective = settings_module.read(around.environ, application=around.application)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mackerel_otel_server.cli.inspection.findings import Finding
+from mackerel_otel_server.cli.inspection.variables import quotes
 from mackerel_otel_server.settings import API_KEY_HEADER, catalogue
 from mackerel_otel_server.settings.api_key import read_key_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from mackerel_otel_server.settings import Settings
     from mackerel_otel_server.settings.reader import Reader
@@ -26,6 +27,7 @@ _QUOTES: Final = re.compile(
     "[\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
     "\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}]"
 )
+_QUOTED: Final = "quotes beside the API key"
 _EVERYBODY_READS: Final = 0o004
 
 
@@ -37,12 +39,16 @@ def malformed(source: Reader, settings: Settings) -> tuple[str, str] | None:
     if _ASSIGNMENT.match(key):
         return name, "the name of a variable or a header before the API key"
     if _QUOTES.search(key):
-        return name, "quotes beside the API key"
+        return name, _QUOTED
     return None
 
 
 def findings(
-    environ: Mapping[str, str], source: Reader, collector: str | None, wrong: tuple[str, str] | None
+    environ: Mapping[str, str],
+    source: Reader,
+    collector: str | None,
+    wrong: tuple[str, str] | None,
+    env_lines: Collection[str],
 ) -> Iterator[Finding]:
     """Look at all places that a key can be in.
 
@@ -51,13 +57,14 @@ def findings(
         source: Their reader.
         collector: The variable that names a Collector, None where the key goes to Mackerel.
         wrong: What malformed() has returned.
+        env_lines: The variables that a line ``env = NAME=value`` of uWSGI sets.
     """
     given = _given(environ, source)
     if collector and given:
         yield _not_sent(collector, given)
     elif given:
         yield from _which(environ, given)
-        yield from _malformed(given[0], environ, source, wrong)
+        yield from _malformed(given[0], environ, source, wrong, env_lines)
         if given[-1] in catalogue.HEADERS.names:
             yield _in_headers(given)
     yield from _readable(source.text(catalogue.API_KEY_FILE))
@@ -120,14 +127,21 @@ def _which(environ: Mapping[str, str], given: list[str]) -> Iterator[Finding]:
 
 
 def _malformed(
-    name: str, environ: Mapping[str, str], source: Reader, wrong: tuple[str, str] | None
+    name: str,
+    environ: Mapping[str, str],
+    source: Reader,
+    wrong: tuple[str, str] | None,
+    env_lines: Collection[str],
 ) -> Iterator[Finding]:
     in_file = name == catalogue.API_KEY_FILE.name
-    cure = "write the API key alone into that file" if in_file else f"type {name}= and the API key alone"
+    cure = (
+        "write the API key alone into that file" if in_file else f"{quotes.line(name, env_lines)} and the API key alone"
+    )
     if name in catalogue.HEADERS.names:
         cure = f"set {catalogue.API_KEY.name} to the API key alone"
     if wrong:
-        yield Finding("FAIL", f"{name} holds {wrong[1]}", "Mackerel refuses the key, and no span arrives", cure)
+        follows = "Mackerel refuses the key, and no span arrives" + quotes.kept(name, env_lines) * (wrong[1] == _QUOTED)
+        yield Finding("FAIL", f"{name} holds {wrong[1]}", follows, cure)
         return
     key = (_content(environ[name].strip()) if in_file else environ.get(name)) or ""
     key = _in_pairs(source) if name in catalogue.HEADERS.names else key

@@ -11,11 +11,12 @@ import opentelemetry
 
 from mackerel_otel_server.cli.inspection import files
 from mackerel_otel_server.cli.inspection.findings import Finding
+from mackerel_otel_server.cli.inspection.variables import quotes
 from mackerel_otel_server.cli.text import printable
 from mackerel_otel_server.settings.catalogue import CATALOGUE, TIMEOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 _BEGINNINGS: Final = ("OTEL", "OTLP", "MACK")
 _OURS: Final = tuple(
@@ -52,10 +53,25 @@ _LIKENESS_OF_WORDS: Final = 0.65
 """Of the words that differ: ``FLAKS`` and ``FLASK`` do not differ much, ``TORNADO`` and ``FLASK`` do."""
 
 
-def findings(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Look at all names that begin as ours and OpenTelemetry's do. Their values are not shown: one may be a key."""
+def findings(environ: Mapping[str, str], env_lines: Collection[str] = ()) -> Iterator[Finding]:
+    """Look at all names that begin as ours and OpenTelemetry's do. Their values are not shown: one may be a key.
+
+    Args:
+        environ: The variables.
+        env_lines: Those that a line ``env = NAME=value`` of uWSGI sets.
+    """
+    for name in sorted(environ):
+        if (bare := name.strip("\"' ")) != name and bare in _OURS:
+            yield Finding(
+                "WARN",
+                f"the name {name!r} holds a quote or a blank",
+                "it has no effect: nobody reads a variable of that name",
+                f"{quotes.line(bare, [bare] if name in env_lines else [])}… without it",
+            )
     theirs = _installed()
     for name in sorted(name for name, value in environ.items() if name.upper().startswith(_BEGINNINGS) and value):
+        if name != name.strip("\"' "):
+            continue
         reason = NO_EFFECT.get(name) or ("spans are sent over OTLP only" if _OTHER_EXPORTERS.fullmatch(name) else None)
         if reason:
             yield Finding("WARN", f"{name} is set, and has no effect here", reason, f"unset {name}")
