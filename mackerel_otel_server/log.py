@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 
 NAME = "mackerel_otel_server"
+_SERVERS = ("uvicorn.error", "hypercorn.error", "werkzeug", "waitress")
+"""The loggers of servers that have no hook of ours. Python's logging alone would drop what is below WARNING there."""
 
 _format_exception = logging.Formatter().formatException
 
@@ -14,16 +16,11 @@ _write_to_host: Callable[[logging.LogRecord], None] | None = None
 
 
 class _HostHandler(logging.Handler):
-    """Hand a record to the host server, or else to the application's logger ``mackerel_otel_server``."""
+    """Hand a record to the host server, or where none is known to whoever logs in this process."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            if _write_to_host is not None:
-                _write_to_host(record)
-                return
-            logger = logging.getLogger(NAME)
-            if logger.isEnabledFor(record.levelno):
-                logger.handle(record)
+            (_write_to_host or _write)(record)
         except Exception:
             # Like logging itself: a line that cannot be written is no reason to fail.
             self.handleError(record)
@@ -58,15 +55,7 @@ def to_gunicorn(error_log: logging.Logger) -> None:
     Args:
         error_log: ``gunicorn.glogging.Logger.error_log``, i.e. the logger ``gunicorn.error``.
     """
-
-    def write(record: logging.LogRecord) -> None:
-        # Logger.handle() would drop the record when dictConfig has set `disabled`.
-        if record.levelno >= error_log.getEffectiveLevel():
-            # The handlers are shared with Gunicorn's own lines, which do not say who speaks.
-            named = logging.makeLogRecord({**vars(record), "msg": f"{NAME}: {record.getMessage()}", "args": None})
-            error_log.callHandlers(named)
-
-    to_host(write)
+    to_host(lambda record: _write_to_server(error_log, record))
 
 
 def to_stderr() -> None:
@@ -77,3 +66,27 @@ def to_stderr() -> None:
             print(f"[{NAME}] {record.levelname.lower()}: {text(record)}", file=sys.stderr, flush=True)
 
     to_host(write)
+
+
+def _write(record: logging.LogRecord) -> None:
+    """Write a line to the log of the server that runs here, else to the application's logger ``mackerel_otel_server``.
+
+    Looked up for each line: a server sets its log up when it is called, maybe after the application.
+    """
+    for name in _SERVERS:
+        log_of_server = logging.getLogger(name)
+        # Only the server itself gives its log a level, when it runs.
+        if log_of_server.level and log_of_server.hasHandlers() and record.levelno >= log_of_server.level:
+            _write_to_server(log_of_server, record)
+            return
+    logger = logging.getLogger(NAME)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
+def _write_to_server(error_log: logging.Logger, record: logging.LogRecord) -> None:
+    # Logger.handle() would drop the record when dictConfig has set `disabled`.
+    if record.levelno >= error_log.getEffectiveLevel():
+        # The handlers are shared with the server's own lines, which do not say who speaks.
+        named = logging.makeLogRecord({**vars(record), "msg": f"{NAME}: {record.getMessage()}", "args": None})
+        error_log.callHandlers(named)

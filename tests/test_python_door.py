@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ from servers import (
     gunicorn,
     running,
     server_spans,
+    uvicorn,
     uwsgi,
     wait_until,
 )
@@ -124,6 +127,97 @@ def _listens(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+LOG_CONFIG = {
+    "version": 1,
+    "formatters": {"own": {"format": "<%(name)s %(levelname)s> %(message)s"}},
+    "handlers": {"own": {"class": "logging.StreamHandler", "formatter": "own"}},
+    "loggers": {
+        "uvicorn": {"handlers": ["own"], "level": "INFO", "propagate": False},
+        "uvicorn.error": {"level": "INFO"},
+    },
+}
+ROOT_TOO = "logging.basicConfig(level=logging.INFO)\n"
+SWITCHED_OFF = "logging.config.dictConfig({'version': 1, 'disable_existing_loggers': True})\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "logging", "begin"),
+    [
+        ((), "", "INFO:     "),
+        (("--workers", "2"), "", "INFO:     "),
+        ((), ROOT_TOO, "INFO:     "),
+        ((), SWITCHED_OFF, "INFO:     "),
+        (("--log-config", "log.json"), "", "<mackerel_otel_server INFO> "),
+        (("--log-config", "log.json"), ROOT_TOO, "<mackerel_otel_server INFO> "),
+        (("--log-level", "warning"), "", None),
+    ],
+    ids=str,
+)
+def test_under_uvicorn_both_lines_are_in_its_log_once_a_worker(
+    tmp_path: Path, receiver: Receiver, options: tuple[str, ...], logging: str, begin: str | None
+) -> None:
+    (tmp_path / "log.json").write_text(json.dumps(LOG_CONFIG))
+    (tmp_path / "logs.py").write_text(
+        f"import logging.config\n{logging}import mackerel_otel_server\nmackerel_otel_server.instrument()\n"
+        "from asgi_starlette import application\n"
+    )
+    workers = 2 if "--workers" in options else 1
+    env = environment(receiver)
+    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    with uvicorn(tmp_path, *options, env=env, app="logs:application") as server:
+        pids = server.ask_every_worker(workers, 10)
+        log = server.stop()
+    assert_one_server_span_per_request(receiver, server, pids)
+    lines = [line for line in log.splitlines() if "mackerel_otel_server" in line]
+    if begin is None:
+        assert lines == []
+        return
+    for words in (r"worker (\d+) sends traces as 'shop' to ", r"sent \d+ spans in \d+ requests, lost 0"):
+        expected = rf"{re.escape(begin)}mackerel_otel_server: {words}"
+        assert len([line for line in lines if re.match(expected, line)]) == workers, log
+    assert len(lines) == 2 * workers, log
+
+
+def test_under_uvicorn_s_run_in_a_script_both_lines_are_in_its_log(tmp_path: Path, receiver: Receiver) -> None:
+    # The application comes first here, and uvicorn sets its log up after that.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        (tmp_path / "serve.py").write_text(
+            "import mackerel_otel_server\nmackerel_otel_server.instrument()\n"
+            "import uvicorn\nfrom asgi_starlette import application\n"
+            f"uvicorn.run(application, fd={listener.fileno()})\n"
+        )
+        command = [sys.executable, "serve.py"]
+        server = Server(command, tmp_path / "log", cwd=tmp_path, env=environment(receiver), listener=listener)
+    with running(server):
+        server.get("/")
+        log = server.stop()
+    assert len(re.findall("^INFO:     mackerel_otel_server: (?:worker|sent) ", log, re.MULTILINE)) == 2, log
+
+
+def test_under_flask_run_both_lines_are_in_werkzeug_s_log(tmp_path: Path, receiver: Receiver) -> None:
+    (tmp_path / "app.py").write_text(
+        "import mackerel_otel_server\nmackerel_otel_server.instrument()\n"
+        "from flask import Flask\napp = Flask(__name__)\napp.route('/')(lambda: 'x')\n"
+    )
+    command = [sys.executable, "-m", "flask", "run", "--port", "0"]
+    server = Server(command, tmp_path / "log", cwd=tmp_path, env=environment(receiver, PYTHONSAFEPATH=""))
+    with running(server):
+        server.port = int(server.wait_for_log(r"Running on http://127\.0\.0\.1:(\d+)").group(1))
+        assert server.get("/").status == 200
+        log = server.stop(signal.SIGINT)
+    assert len(re.findall("^mackerel_otel_server: (?:worker|sent) ", log, re.MULTILINE)) == 2, log
+
+
+@pytest.mark.parametrize("level", ["INFO", "WARNING"])
+def test_a_script_says_both_lines_where_it_has_python_s_logging_show_them(
+    tmp_path: Path, receiver: Receiver, level: str
+) -> None:
+    script = f"import logging\nlogging.basicConfig(level=logging.{level})\n" + SCRIPT.format(arguments="", end="")
+    result = _run(tmp_path, receiver, script)
+    begins = [line[:30] for line in result.stderr.splitlines()]
+    assert begins == (["INFO:mackerel_otel_server:work", "INFO:mackerel_otel_server:sent"] if level == "INFO" else [])
 
 
 def test_a_management_command_that_only_queries_sends_nothing(tmp_path: Path, receiver: Receiver) -> None:
