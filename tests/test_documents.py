@@ -18,6 +18,7 @@ import mackerel_otel_server
 from mackerel_otel_server.cli import _parser
 from mackerel_otel_server.cli.fragments import FRAGMENTS
 from mackerel_otel_server.cli.receiver import web
+from mackerel_otel_server.cli.receiver.addresses import MADE_UP_KEY
 from mackerel_otel_server.pipeline.answer import UNCONFIRMED, Cause
 from mackerel_otel_server.settings.catalogue import CATALOGUE
 
@@ -285,6 +286,12 @@ def test_the_ports_of_the_readme_are_those_of_receive() -> None:
     assert "at http://127.0.0.1:4319/" in block("sh", "receive --json")
     # The page is the remote host's loopback's, and takes any port of the browser's.
     assert block("sh", "ssh").startswith(f"ssh -L {web.DEFAULT_PORT}:{web.HOST}:{web.DEFAULT_PORT} ")
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_made_up_key_is_the_one_of_receive_and_as_long_as_a_real_one(readme: str) -> None:
+    assert f"`MACKEREL_APIKEY={MADE_UP_KEY}`" in readme
+    assert len(MADE_UP_KEY) == 44
 
 
 def test_the_oldest_versions_that_are_tested_are_those_that_are_claimed() -> None:

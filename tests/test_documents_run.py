@@ -72,9 +72,7 @@ def _server_of(block: str, folder: Path, env: dict[str, str]) -> Iterator[Server
         arguments = f"--bind fd://{listener.fileno()} --workers 2"
         env = _with_programs(env) | {"GUNICORN_CMD_ARGS": arguments, "HOME": str(folder)}
         # What pip does with the built package is tested by test_package.py.
-        script = "pip() { [[ $* == 'install mackerel-otel-server' ]]; }\n" + block.replace(
-            "\ngunicorn", "\nexec gunicorn"
-        )
+        script = "pip() { [[ $* == 'install .' ]]; }\n" + block.replace("\ngunicorn", "\nexec gunicorn")
         command = ["bash", "-euc", script]
         server = Server(command, folder / "server.log", cwd=folder, env=env, listener=listener)
     with running(server):
@@ -84,7 +82,7 @@ def _server_of(block: str, folder: Path, env: dict[str, str]) -> Iterator[Server
 def test_the_first_lines_of_the_readme_trace_a_django_project(tmp_path: Path, receiver: Receiver) -> None:
     env = environment(receiver)
     del env["MACKEREL_APIKEY"], env["OTEL_SERVICE_NAME"]
-    lines = block("sh", "pip install mackerel-otel-server").replace("APIKEY=…", "APIKEY=test-key")
+    lines = block("sh", "pip install .").replace("APIKEY=…", "APIKEY=test-key")
     with _server_of(lines, tmp_path, env) as server:
         server.get("/")
         log = server.stop()

@@ -48,6 +48,8 @@ RSS = "reload-on-rss = 1"
 """Less than any process has: each request is a worker's last."""
 KEEP = {"OTEL_BSP_SCHEDULE_DELAY": "60000"}
 """Only the end of a worker sends what is queued."""
+IDLE = "b"
+"""The note of the README that says what uWSGI does to workers that are busy."""
 
 
 def env_of(receiver: Receiver | None = None, **variables: str) -> dict[str, str]:
@@ -91,7 +93,8 @@ def test_reloads_and_the_end_lose_nothing_and_send_nothing_twice(
     ini = f"{DOOR}{MODES[mode]}master-fifo = {fifo}\ntouch-reload = {touched}\nmodule = plain\n"
     # The chained one needs lazy-apps. Cheaper takes its time to start another worker.
     reloads = ["touch", *("r" for _ in range(mode != "cheaper")), *("c" for _ in range("lazy-apps" in mode))]
-    shown(mode, "start", "TERM", "touch-reload", *(f"FIFO {reload}" for reload in reloads[1:]))
+    shown(mode, "start", "touch-reload", *(f"FIFO {reload}" for reload in reloads[1:]))
+    shown(mode, "TERM", limit=IDLE)
     pids: set[str] = set()
     with uwsgi(tmp_path, ini, env=env_of(receiver, **KEEP), program=program(mode)) as server:
         for reload in (*reloads, None):
@@ -157,7 +160,7 @@ def test_a_worker_that_reaches_a_limit_loses_nothing(
 def test_int_loses_nothing_nor_does_term_without_a_master(
     tmp_path: Path, receiver: Receiver, mode: str, number: signal.Signals, shown: Shown
 ) -> None:
-    shown(mode, number.name.removeprefix("SIG"))
+    shown(mode, number.name.removeprefix("SIG"), limit=IDLE)
     # Without a master, each process would have to be signalled by itself.
     processes = 1 if mode == "no master" else 2
     ini = f"{DOOR}{MODES.get(mode, '')}module = plain\n"
@@ -174,7 +177,7 @@ def test_the_brutal_reload_at_quit_loses_nothing_of_idle_workers(
     tmp_path: Path, receiver: Receiver, mode: str, shown: Shown
 ) -> None:
     # With die-on-term, TERM and QUIT have changed places.
-    shown(mode, "QUIT")
+    shown(mode, "QUIT", limit=IDLE)
     ini = f"{DOOR}{MODES[mode]}module = plain\n"
     with uwsgi(tmp_path, ini, env=env_of(receiver, **KEEP), program=program(mode)) as server:
         pids = server.ask_every_worker(2, 4)
@@ -236,7 +239,8 @@ def test_an_application_that_cannot_be_loaded_is_traced_as_soon_as_it_can(
 def test_a_vassal_of_the_emperor_loses_nothing_when_it_is_touched(
     tmp_path: Path, receiver: Receiver, shown: Shown
 ) -> None:
-    shown("emperor", "start", "TERM", "touch-reload")
+    shown("emperor", "start", "touch-reload")
+    shown("emperor", "TERM", limit=IDLE)
     vassals = tmp_path / "vassals"
     vassals.mkdir()
     vassal = vassals / "shop.ini"

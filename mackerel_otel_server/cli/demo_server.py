@@ -24,13 +24,15 @@ _FOREIGN_SUFFIXES = ("_PROXY",)
 @dataclass(frozen=True)
 class _Server:
     name: str
-    extra: str
+    package: str
     start: str
 
 
 SERVERS = {
     "gunicorn": _Server("Gunicorn", "gunicorn", "gunicorn -c python:mackerel_otel_server.conf mysite.wsgi"),
-    "uwsgi": _Server("uWSGI", "uwsgi", "mackerel-otel-server init uwsgi   (and uwsgi --ini mackerel_otel_server.ini)"),
+    "uwsgi": _Server(
+        "uWSGI", "pyuwsgi", "mackerel-otel-server init uwsgi   (and uwsgi --ini mackerel_otel_server.ini)"
+    ),
 }
 
 
@@ -44,7 +46,7 @@ def command(server: str, port: int, workers: int) -> list[str]:
     if executable is None:
         raise LookupError(
             f"{SERVERS[server].name} is not installed for {sys.executable}: the demo cannot start. "
-            f"Type: pip install 'mackerel-otel-server[{SERVERS[server].extra}]'"
+            f"Type: pip install {SERVERS[server].package}"
         )
     address = f"127.0.0.1:{port}"
     if server == "gunicorn":

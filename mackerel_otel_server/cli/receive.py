@@ -166,7 +166,7 @@ def greet(output: Output, endpoint: str, page: web.Web | None, args: argparse.Na
 
 
 def _key(args: argparse.Namespace) -> str:
-    return "made-up" if args.require_key is None else "..."
+    return addresses.MADE_UP_KEY if args.require_key is None else "..."
 
 
 def _print_until_stopped(backlog: Backlog, output: Output) -> None:

@@ -82,7 +82,7 @@ def read(location: str | None, environ: Mapping[str, str], folder: str) -> Gunic
     if find_spec("gunicorn") is None:
         raise NotReadError(
             "Gunicorn is not installed for this Python, so its configuration cannot be read",
-            "pip install 'mackerel-otel-server[gunicorn]', or run this command with the server's own Python",
+            "pip install gunicorn, or run this command with the server's own Python",
             "nothing is known about the server",
         )
     what = location or _found_by_itself(environ, folder)

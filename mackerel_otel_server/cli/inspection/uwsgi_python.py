@@ -76,8 +76,8 @@ def _findings_of_plugin(ini: Ini, environ: Mapping[str, str], folder: str, plugi
             f"there is no line virtualenv = FOLDER, and mackerel-otel-server is not installed for {python}, which "
             f"uWSGI's plugin {plugin} runs",
             _NOT_TRACED,
-            f"add the line virtualenv = FOLDER, with a folder made by these commands:\n{python} -m venv FOLDER\n"
-            "FOLDER/bin/python -m pip install mackerel-otel-server",
+            "add the line virtualenv = FOLDER, with a folder made by these commands in a clone of this package's "
+            f"repository:\n{python} -m venv FOLDER\nFOLDER/bin/python -m pip install .",
         )
 
 
@@ -101,7 +101,7 @@ def _findings_of_home(
             f"make it with Python {of_system.version}, and install mackerel-otel-server into it",
         )
     elif not python.has_package:
-        cure = f"{path / 'bin' / 'python'} -m pip install mackerel-otel-server"
+        cure = f"type in a clone of this package's repository:\n{path / 'bin' / 'python'} -m pip install ."
         yield Finding("FAIL", f"mackerel-otel-server is not installed for {home}", _NOT_TRACED, cure)
     elif of_system is not None and python.base != of_system.base:
         yield Finding(

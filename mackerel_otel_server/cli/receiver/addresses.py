@@ -10,6 +10,8 @@ from mackerel_otel_server.settings.urls import is_loopback
 
 PATH = "/v1/traces"
 LOOPBACK = "127.0.0.1"
+MADE_UP_KEY = "a-made-up-key-for-a-receiver-on-this-machine"
+"""For whoever sends to a receiver of ours. It has the 44 characters of an API key of Mackerel's."""
 # What stands for every address of this machine, and an address that is nobody's (RFC 5737, RFC 3849): the way there
 # tells which of ours others see.
 _WILDCARDS = {

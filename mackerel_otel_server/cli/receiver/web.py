@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from mackerel_otel_server.cli.receiver.addresses import LOOPBACK, variables
+from mackerel_otel_server.cli.receiver.addresses import LOOPBACK, MADE_UP_KEY, variables
 from mackerel_otel_server.cli.receiver.attributes import visible
 from mackerel_otel_server.cli.receiver.http_server import Answer, RefusedError, Request, Server
 from mackerel_otel_server.cli.receiver.summary import detail, summarise
@@ -66,7 +66,7 @@ class Web:
         key: What stands for the API key in the command that the page shows.
     """
 
-    def __init__(self, traces: Traces, endpoint: str, port: int = 0, *, key: str = "made-up") -> None:
+    def __init__(self, traces: Traces, endpoint: str, port: int = 0, *, key: str = MADE_UP_KEY) -> None:
         """Remember the arguments; nothing is bound yet."""
         self.traces = traces
         self._endpoint = endpoint
