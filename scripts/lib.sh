@@ -16,7 +16,7 @@ add_pyenv_to_path() {
 # Prints a Python >= 3.10, the oldest of those found: types that hold there hold everywhere.
 find_python() {
   local python
-  for python in python3.10 python3.11 python3.12 python3.13 python3 python; do
+  for python in python3.10 python3.11 python3.12 python3.13 python3.14 python3 python; do
     if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
       "$python" -c 'import sys; print(sys.executable)'
       return

@@ -31,7 +31,7 @@ LOADED = 1.0
 turn. A sender that ignored its limit would take 10 s, the timeout of a request to the endpoint."""
 
 DEBIAN_UWSGI = "/usr/bin/uwsgi-core"
-_DEBIAN_PYTHON = (3, 11)
+_DEBIAN_PLUGINS = Path("/usr/lib/uwsgi/plugins")
 
 
 class Shown(Protocol):
@@ -299,9 +299,10 @@ def uwsgi(
 
 def debian_uwsgi() -> list[str] | None:
     """Return the command of Debian's uWSGI, if it is here and can run this interpreter's packages."""
-    if shutil.which(DEBIAN_UWSGI) is None or sys.version_info[:2] != _DEBIAN_PYTHON:
+    plugin = "python{}{}_plugin.so".format(*sys.version_info)
+    if shutil.which(DEBIAN_UWSGI) is None or not (_DEBIAN_PLUGINS / plugin).exists():
         return None
-    # Not --virtualenv: with one of another Python 3.11 uWSGI would take that one's standard library, too, whose
+    # Not --virtualenv: with one of another build of that Python uWSGI would take that one's standard library, too, whose
     # extension modules need not fit. PYTHONPATH takes the applications.
     return [DEBIAN_UWSGI, "--plugin", "python3", "--pythonpath", sysconfig.get_path("purelib")]
 
