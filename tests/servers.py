@@ -30,8 +30,10 @@ LOADED = 1.0
 """Seconds that a machine may take longer with other tests' servers beside this one: each end of a process waits for its
 turn. A sender that ignored its limit would take 10 s, the timeout of a request to the endpoint."""
 
+PYUWSGI = str(Path(sys.executable).with_name("pyuwsgi"))
 DEBIAN_UWSGI = "/usr/bin/uwsgi-core"
-_DEBIAN_PLUGINS = Path("/usr/lib/uwsgi/plugins")
+# It runs the interpreter that it was compiled for, and can use the packages of that version only.
+IS_DEBIANS_PYTHON = Path("/usr/bin/python3").resolve().name == "python{}.{}".format(*sys.version_info)
 
 
 class Shown(Protocol):
@@ -287,7 +289,7 @@ def uwsgi(
         f"[uwsgi]\nhttp-socket = 127.0.0.1:0\nprocesses = {processes}\nneed-app = true\ndie-on-term = true\n{ini}"
     )
     server = Server(
-        [*(program or [str(Path(sys.executable).with_name("pyuwsgi"))]), "--ini", str(file)],
+        [*(program or UWSGI_PROGRAM), "--ini", str(file)],
         tmp_path / "uwsgi.log",
         cwd=tmp_path,
         env=env,
@@ -299,12 +301,24 @@ def uwsgi(
 
 def debian_uwsgi() -> list[str] | None:
     """Return the command of Debian's uWSGI, if it is here and can run this interpreter's packages."""
-    plugin = "python{}{}_plugin.so".format(*sys.version_info)
-    if shutil.which(DEBIAN_UWSGI) is None or not (_DEBIAN_PLUGINS / plugin).exists():
+    if shutil.which(DEBIAN_UWSGI) is None or not IS_DEBIANS_PYTHON:
         return None
-    # Not --virtualenv: with one of another build of that Python uWSGI would take that one's standard library, too, whose
-    # extension modules need not fit. PYTHONPATH takes the applications.
-    return [DEBIAN_UWSGI, "--plugin", "python3", "--pythonpath", sysconfig.get_path("purelib")]
+    # Not --virtualenv: with one of another build of that Python uWSGI would take that one's standard library, too,
+    # whose extension modules need not fit. PYTHONPATH takes the applications.
+    command = [DEBIAN_UWSGI, "--plugin", "python3", "--pythonpath", sysconfig.get_path("purelib")]
+    if Path("/usr/lib/uwsgi/plugins/gevent_python3_plugin.so").exists():
+        command += ["--plugin", "gevent_python3"]
+    return command
+
+
+UWSGI_PROGRAM = (debian_uwsgi() if os.environ.get("TEST_UWSGI") == "debian" else None) or [PYUWSGI]
+"""The uWSGI of the tests that name none: in the environments of scripts/test-debian Debian's, elsewhere the wheel's."""
+
+
+def uwsgi_version(program: Sequence[str]) -> tuple[int, ...]:
+    """Return (2, 0, 21) of ``2.0.21-debian``."""
+    words = subprocess.run([program[0], "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, re.findall(r"\d+", words)[:3]))
 
 
 def server_spans(spans: Sequence[ReceivedSpan]) -> list[ReceivedSpan]:

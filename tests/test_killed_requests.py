@@ -13,16 +13,28 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 from gunicorn import version_info as gunicorn_version
-from servers import Server, Shown, debian_uwsgi, environment, gunicorn, server_span, server_spans, uwsgi, wait_until
+from servers import (
+    UWSGI_PROGRAM,
+    Server,
+    Shown,
+    debian_uwsgi,
+    environment,
+    gunicorn,
+    server_span,
+    server_spans,
+    uwsgi,
+    uwsgi_version,
+    wait_until,
+)
 
 from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 
-UWSGI_VERSION = tuple(map(int, metadata.version("pyuwsgi").split(".")[:3]))
+THRESHOLD = (2, 0, 22)
+"""The uWSGI that brought harakiri-graceful-timeout."""
 WSGI, ASGI = "stuck:application", "asgi_stuck:application"
 UVICORN = "uvicorn_worker.UvicornWorker"
 NATIVE = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []
@@ -254,7 +266,7 @@ USER_LIMIT = (
 )
 
 
-@pytest.mark.skipif(UWSGI_VERSION < (2, 0, 22), reason="The option came with 2.0.22; the other environments check")
+@pytest.mark.skipif(uwsgi_version(UWSGI_PROGRAM) < THRESHOLD, reason="no such option; the other environments check")
 @pytest.mark.parametrize("mode", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
 @pytest.mark.parametrize("by", ["harakiri", "set_user_harakiri"])
 def test_a_request_that_the_master_spares_while_nobody_waits_is_not_reported(
@@ -272,12 +284,15 @@ def test_a_request_that_the_master_spares_while_nobody_waits_is_not_reported(
     assert "killed" not in log
 
 
-@pytest.mark.skipif(debian_uwsgi() is None, reason="Debian's uWSGI is older than the option")
+@pytest.mark.skipif(
+    uwsgi_version(debian_uwsgi() or UWSGI_PROGRAM) >= THRESHOLD,
+    reason="Debian 12's uWSGI and the oldest wheel are older than the option",
+)
 def test_an_older_master_that_does_not_know_the_threshold_kills_and_that_is_reported(
     tmp_path: Path, receiver: Receiver
 ) -> None:
     ini = f"{UWSGI}module = {WSGI}\nharakiri = 2\n{SPARING}"
-    program = debian_uwsgi() or ()
+    program = debian_uwsgi() or UWSGI_PROGRAM
     with (
         uwsgi(tmp_path, ini, env=environment(receiver), processes=1, program=program) as server,
         asking(server, "/sleep"),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from servers import APPS, debian_uwsgi, environment, server_spans, uwsgi
+from servers import APPS, PYUWSGI, debian_uwsgi, environment, server_spans, uwsgi
 from test_frameworks import BOTTLE, DJANGO, FALCON, FLASK, PYRAMID, Case, ask, check_all
 
 from mackerel_otel_server.cli.receiver.receiver import Receiver
@@ -18,7 +17,7 @@ PROGRAMS = ["newest", *(["debian"] if debian_uwsgi() is not None else [])]
 
 
 def program(name: str) -> Sequence[str]:
-    return (debian_uwsgi() or ()) if name == "debian" else [str(Path(sys.executable).with_name("pyuwsgi"))]
+    return (debian_uwsgi() or ()) if name == "debian" else [PYUWSGI]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ import trustme
 from fault_server import FaultServer, Step, never
 from servers import (
     LOADED,
+    PYUWSGI,
+    UWSGI_PROGRAM,
     Server,
     Shown,
     assert_one_server_span_per_request,
@@ -26,13 +27,13 @@ from servers import (
     running,
     server_spans,
     uwsgi,
+    uwsgi_version,
     wait_until,
 )
 
 from mackerel_otel_server.cli.receiver.receiver import Receiver
 
 DOOR = "import = mackerel_otel_server.uwsgi\nenable-threads = true\n"
-PYUWSGI = str(Path(sys.executable).with_name("pyuwsgi"))
 DEBIAN = "master, Debian's"
 MODES = {
     "master": "master = true\n",
@@ -42,7 +43,7 @@ MODES = {
     "gevent, lazy-apps": "master = true\nlazy-apps = true\ngevent = 20\n",
     "gevent, patched": "master = true\ngevent = 20\ngevent-monkey-patch = true\n",
     "cheaper": "master = true\ncheaper = 1\n",
-    **({DEBIAN: "master = true\n"} if debian_uwsgi() is not None else {}),
+    **({DEBIAN: "master = true\n"} if debian_uwsgi() is not None and UWSGI_PROGRAM == [PYUWSGI] else {}),
 }
 RSS = "reload-on-rss = 1"
 """Less than any process has: each request is a worker's last."""
@@ -61,7 +62,7 @@ def env_of(receiver: Receiver | None = None, **variables: str) -> dict[str, str]
 
 
 def program(mode: str) -> Sequence[str]:
-    return (debian_uwsgi() or ()) if mode == DEBIAN else [PYUWSGI]
+    return (debian_uwsgi() or ()) if mode == DEBIAN else UWSGI_PROGRAM
 
 
 def touch(file: Path) -> None:
@@ -118,7 +119,7 @@ def test_reloads_and_the_end_lose_nothing_and_send_nothing_twice(
 
 
 # uWSGI 2.0.21 with threads says that its work is done, and does not leave, untouched as well.
-LIMITED = [mode for mode in MODES if mode != "threads" or metadata.version("pyuwsgi") != "2.0.21"]
+LIMITED = [mode for mode in MODES if mode != "threads" or uwsgi_version(UWSGI_PROGRAM) != (2, 0, 21)]
 OTHERS = ("master", DEBIAN, "lazy-apps", "threads", "gevent", "gevent, patched", "no master")
 
 
@@ -245,7 +246,12 @@ def test_a_vassal_of_the_emperor_loses_nothing_when_it_is_touched(
     vassals.mkdir()
     vassal = vassals / "shop.ini"
     vassal.write_text(f"[uwsgi]\nhttp-socket = 127.0.0.1:0\nprocesses = 2\nmaster = true\n{DOOR}module = plain\n")
-    command = [PYUWSGI, "--emperor", str(vassals), "--emperor-wrapper", PYUWSGI, "--emperor-freq", "1", "--die-on-term"]
+    program, *options = UWSGI_PROGRAM
+    # The emperor gives its vassals none of its own options.
+    more = [f"{name.removeprefix('--')} = {value}\n" for name, value in zip(options[::2], options[1::2], strict=True)]
+    vassal.write_text(vassal.read_text() + "".join(more))
+    command = [*UWSGI_PROGRAM, "--emperor", str(vassals), "--emperor-wrapper", program]
+    command += ["--emperor-freq", "1", "--die-on-term"]
     server = Server(command, tmp_path / "uwsgi.log", cwd=tmp_path, env=env_of(receiver, **KEEP))
     with running(server):
         server.find_port()

@@ -1,4 +1,4 @@
-"""The uWSGI door, through real uWSGI servers: the newest, and Debian's 2.0.21."""
+"""The uWSGI door, through real uWSGI servers: the newest wheel's, and Debian's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from servers import assert_one_server_span_per_request, debian_uwsgi, environment, server_spans, uwsgi
+from servers import (
+    IS_DEBIANS_PYTHON,
+    PYUWSGI,
+    assert_one_server_span_per_request,
+    debian_uwsgi,
+    environment,
+    server_spans,
+    uwsgi,
+    uwsgi_version,
+)
 
 from mackerel_otel_server.cli.receiver.receiver import Receiver
 
@@ -19,7 +28,7 @@ DOOR = "import = mackerel_otel_server.uwsgi\nenable-threads = true\n"
 """The second line is needed before uWSGI 2.0.27, and harms no other."""
 
 
-NEWEST = [str(Path(sys.executable).with_name("pyuwsgi"))]
+NEWEST = [PYUWSGI]
 
 
 def debian() -> Sequence[str]:
@@ -32,8 +41,12 @@ def debian() -> Sequence[str]:
     return command
 
 
-# Debian's uWSGI runs Debian's Python, and can use the packages of that version only.
-PROGRAMS = ["newest", "debian"] if sys.version_info[:2] == (3, 11) else ["newest"]
+PROGRAMS = ["newest", "debian"] if IS_DEBIANS_PYTHON else ["newest"]
+
+
+def has_no_threads() -> bool:
+    """Return whether Debian's uWSGI, or the one that is missing here, runs no threads unless it is told to."""
+    return "debian" in PROGRAMS and (debian_uwsgi() is None or uwsgi_version(debian()) < (2, 0, 27))
 
 
 @pytest.fixture(params=PROGRAMS)
@@ -257,7 +270,7 @@ def test_mules_and_the_spooler_stay_quiet(tmp_path: Path, receiver: Receiver) ->
     assert_one_server_span_per_request(receiver, server, pids)
 
 
-@pytest.mark.skipif("debian" not in PROGRAMS, reason="uWSGI runs threads by default since 2.0.27; Debian's is older")
+@pytest.mark.skipif(not has_no_threads(), reason="uWSGI runs threads by default since 2.0.27; Debian 12's is older")
 @pytest.mark.parametrize("requests", [4, 0])
 @pytest.mark.parametrize("mode", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
 def test_without_threads_one_error_names_the_line_to_add_and_the_application_serves(
@@ -276,7 +289,7 @@ def test_without_threads_one_error_names_the_line_to_add_and_the_application_ser
     assert receiver.spans == []
 
 
-@pytest.mark.skipif("debian" not in PROGRAMS, reason="uWSGI runs threads by default since 2.0.27; Debian's is older")
+@pytest.mark.skipif(not has_no_threads(), reason="uWSGI runs threads by default since 2.0.27; Debian 12's is older")
 @pytest.mark.parametrize("door", ["import = mackerel_otel_server.uwsgi\n", ""], ids=["door", "no-door"])
 @pytest.mark.parametrize("mode", ["", "lazy-apps = true\n"], ids=["prefork", "lazy-apps"])
 @pytest.mark.parametrize(
