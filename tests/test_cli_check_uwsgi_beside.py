@@ -329,14 +329,15 @@ def test_a_virtual_environment_that_is_none_or_another_python_s(check: Check, tm
     result = check("--config", "x.ini", files={"x.ini": f"[uwsgi]\n{ini}"})
     result.has("FAIL", f"virtualenv = {tmp_path / 'nowhere'} is no virtual environment", "does not start", "correct")
     assert "No module named 'encodings'" in refuses(tmp_path, ini, [DEBIAN_UWSGI])
+    minor = sys.version_info.minor
     (folder := tmp_path / "other" / "bin").mkdir(parents=True)
     (folder / "python").write_text("#!/bin/sh\nprintf '3.9\\n/usr\\nTrue\\n'\n")
     (folder / "python").chmod(0o755)
     result = check(
-        "--config", "x.ini", files={"x.ini": f"[uwsgi]\nplugins = logfile, python311\n{DOOR}virtualenv = other\n"}
+        "--config", "x.ini", files={"x.ini": f"[uwsgi]\nplugins = logfile, python3{minor}\n{DOOR}virtualenv = other\n"}
     )
-    result.has("FAIL", "other has Python 3.9, and uWSGI's plugin is Python 3.11", "no request is traced")
-    (folder / "python").write_text("#!/bin/sh\nprintf '3.11\\n/opt/python\\nTrue\\n'\n")
+    result.has("FAIL", f"other has Python 3.9, and uWSGI's plugin is Python 3.{minor}", "no request is traced")
+    (folder / "python").write_text(f"#!/bin/sh\nprintf '3.{minor}\\n/opt/python\\nTrue\\n'\n")
     result = check("--config", "x.ini")
     result.has("WARN", "other was made by the Python in /opt/python", "the one in /usr", "/usr/bin/python3 -m venv")
 
