@@ -166,3 +166,15 @@ def test_a_unix_domain_socket_has_no_port(tmp_path: Path, receiver: Receiver, op
     attributes = server_span(receiver, "/on-a-unix-socket").attributes
     assert attributes["server.address"] == "shop.example.com"
     assert "server.port" not in attributes
+
+
+@pytest.mark.parametrize("name", ["flask", "bottle", "falcon", "django", "pyramid", "fastapi"])
+def test_requests_that_an_application_makes_of_itself_do_not_rename_the_clients(
+    tmp_path: Path, receiver: Receiver, name: str
+) -> None:
+    options = ["-k", "asgi"] if name == "fastapi" else []
+    with gunicorn(tmp_path, *options, env=environment(receiver), app=f"batches:{name}_app", workers=1) as server:
+        response = server.get("/batch")
+        assert (response.status, b"inner" in response.body) == (200, True), server.log
+        assert server.get("/inner").status == 200
+    assert sorted(span.name for span in receiver.spans) == ["GET /batch", "GET /inner"]

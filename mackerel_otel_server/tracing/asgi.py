@@ -137,13 +137,13 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
     return begun
 
 
-async def _inside(outer: Request, application: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+async def _inside(begun: Request, application: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     """Serve a request that a WSGI application has passed on, in an event loop that knows nothing of its context."""
-    token = attach(outer.context)
+    token = attach(begun.context)
     try:
         return await application(*args)
     except BaseException as error:
-        _note_error(outer, error)
+        _note_error(begun, error)
         raise
     finally:
         with suppress(ValueError):  # thrown away by another task or thread

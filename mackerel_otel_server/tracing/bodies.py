@@ -225,7 +225,7 @@ class _Close:
         self._find: Callable[[], Any] = (lambda: body) if own is None else weakref.ref(body)
 
     def __call__(self) -> Any:
-        body, theirs = self._find(), self._theirs
+        body, theirs, begun = self._find(), self._theirs, self._begun
         try:
             if theirs is None:
                 del body.close
@@ -234,11 +234,11 @@ class _Close:
                 body.close = theirs
             return theirs() if theirs is not None else None
         except BaseException as error:
-            self._begun.is_sending = True
-            self._begun.failed(error)
+            begun.is_sending = True
+            begun.failed(error)
             raise
         finally:
-            self._begun.end()
+            begun.end()
 
     def __del__(self) -> None:
         """End the span after all: the server has forgotten the file without closing it."""

@@ -64,9 +64,7 @@ def _find_requests(frames: list[tuple[FrameType, int]], found: dict[int, list[tu
     for number, (frame, _) in enumerate(frames):
         if not str(frame.f_globals.get("__name__", "")).startswith(_OURS):
             continue
-        local = frame.f_locals
-        request = local.get("begun", getattr(local.get("self"), "_begun", None))
-        if request is not None:
+        if (request := frame.f_locals.get("begun")) is not None:
             found[id(request)] = _without_handler(frames[number + 1 :]) or frames[number:]
 
 

@@ -14,31 +14,33 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
-def _hook(module: ModuleType) -> None:
+def _trace_class(module: ModuleType) -> None:
     trace_class(module.Router)
-    _note_route(module.Router)
 
 
-def _note_route(cls: Any) -> None:
-    """Note the route that a request has been matched with; traversal matches none.
+def _note_route(module: ModuleType) -> None:
+    """Note the route as soon as a request is matched with it; traversal matches none.
 
-    https://docs.pylonsproject.org/projects/pyramid/en/latest/api/request.html#pyramid.request.Request.matched_route
+    https://docs.pylonsproject.org/projects/pyramid/en/latest/api/interfaces.html#pyramid.interfaces.IRoutesMapper
     """
-    original = cls.invoke_request
+    cls = module.RoutesMapper
+    original = cls.__call__
 
     @imitates(original)
-    def invoke_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    def match(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        found = original(self, request, *args, **kwargs)
         try:
-            return original(self, request, *args, **kwargs)
-        finally:
-            try:
-                route, begun = request.matched_route, of(request.environ)
-                if route is not None and begun is not None:
-                    begun.note_route("/" + route.pattern.removeprefix("/"), request.environ)
-            except Exception:
-                log.debug("no route", exc_info=True)
+            route, begun = found["route"], of(request.environ)
+            if route is not None and begun is not None:
+                begun.note_route("/" + route.pattern.removeprefix("/"), request.environ)
+        except Exception:
+            log.debug("no route", exc_info=True)
+        return found
 
-    cls.invoke_request = invoke_request
+    cls.__call__ = match
 
 
-HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {"pyramid.router": _hook}
+HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
+    "pyramid.router": _trace_class,
+    "pyramid.urldispatch": _note_route,
+}
