@@ -625,6 +625,16 @@ def test_an_instrumentation_that_fails_is_named_in_one_warning_and_the_rest_goes
     assert "Traceback" not in result.log
 
 
+def test_where_sqlalchemy_s_instrumentation_fails_the_log_says_that_the_queries_are_traced_without_it(
+    run: Run, tmp_path: Path
+) -> None:
+    install_instrumentation(tmp_path, "sqlalchemy", requires="", body="raise RuntimeError('no such thing')")
+    result = run(START + "import sqlalchemy\nreport()\n")
+    (warning,) = result.warnings
+    assert "otel_sqlalchemy" in warning
+    assert "no such thing); its queries are traced without it" in warning
+
+
 def test_the_instrumentation_of_a_driver_that_fails_is_named_once_and_its_queries_are_traced(
     run: Run, tmp_path: Path
 ) -> None:

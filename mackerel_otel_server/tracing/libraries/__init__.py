@@ -94,6 +94,14 @@ class _Instrumentation:
             return
         is_reported = gate.refused or self._reported_by_others() or not _api_can_be_used()
         write = log.debug if is_reported else log.warning
+        if name == "sqlalchemy":
+            write(
+                "%s does not instrument %s (%s); its queries are traced without it",
+                self._entry_point.value,
+                name,
+                cause,
+            )
+            return
         write(
             "%s is not traced: %s does not work (%s); the rest is traced. Install a version that fits, or add %s to "
             "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
