@@ -358,7 +358,7 @@ def test_libraries_without_their_instrumentation_are_named_with_what_to_type(
     for library in (*wanted, "sqlalchemy", "psutil", "click"):
         # For the last of these versions there is no instrumentation.
         installed(metadata_first, library, {"aiohttp": "3.0.0", "pymongo": "99.0"}.get(library, "1.60.0"))
-    finding = check(files={"uwsgi.ini": INI}).about("without an OpenTelemetry instrumentation")
+    finding = check(files={"uwsgi.ini": INI}).about("without their OpenTelemetry instrumentation")
     assert finding["level"] == "OK"
     named = finding["seen"].partition(": ")[2].split(", ")
     assert {"aiohttp", "botocore", "grpcio"} <= set(named)
@@ -368,9 +368,11 @@ def test_libraries_without_their_instrumentation_are_named_with_what_to_type(
         if name := wanted.get(library):
             (line,) = (one for one in lines if one.startswith(f"opentelemetry-instrumentation-{name}=="))
             assert f"\npip install {line}" in finding["cure"]
-    off = check(OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="botocore,grpc").about("without an OpenTelemetry instrumentation")
+    off = check(OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="botocore,grpc").about(
+        "without their OpenTelemetry instrumentation"
+    )
     assert not {"botocore", "grpcio"} & set(off["seen"].partition(": ")[2].split(", "))
-    assert "without an OpenTelemetry" not in check(OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="*").text
+    assert "without their OpenTelemetry" not in check(OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="*").text
 
 
 def test_every_framework_and_driver_is_listed_with_who_traces_it(check: Check, need: Callable[[str], None]) -> None:

@@ -201,9 +201,11 @@ def _missing(off: set[str]) -> Iterator[Finding]:
     if packages:
         yield Finding(
             "OK",
-            f"installed without an OpenTelemetry instrumentation: {', '.join(sorted(names))}",
-            "calls through them make no spans; with it, each call is one, which is billed",
-            "\n".join(["to see the calls of one, type its line:", *(f"pip install {one}" for one in sorted(packages))]),
+            f"libraries without their OpenTelemetry instrumentation: {', '.join(sorted(names))}",
+            "their calls make no spans; with the instrumentation, each call makes one, and spans are billed",
+            "\n".join(
+                ["to see the calls of a library, type its line:", *(f"pip install {one}" for one in sorted(packages))]
+            ),
         )
 
 
