@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 
 from mackerel_otel_server import __version__
 from mackerel_otel_server.cli import demo_server
+from mackerel_otel_server.cli.inspection import oldest
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.cli.inspection.variables import recording
 
@@ -115,7 +116,7 @@ def numbers(version: str | None) -> tuple[int, ...] | None:
 
 def findings(versions: list[Version], environ: Mapping[str, str]) -> list[Finding]:
     """Look for what is too old, and for instrumentations that do not fit their library, or are not there."""
-    return [*_too_old(versions), *_conflicts(), *_missing(_switched_off(environ))]
+    return [*_too_old(versions), *oldest.findings(), *_conflicts(), *_missing(_switched_off(environ))]
 
 
 def _too_old(versions: list[Version]) -> Iterator[Finding]:

@@ -1,17 +1,20 @@
 """The web frameworks: their applications are traced wherever they are served, without a line in the application.
 
 Only classes are changed, and in place: the object that views and ``wsgi.py`` import stays the framework's own. Each
-module here names in ``HOOKS`` which modules of one framework it changes, and how, as soon as they are imported.
+module here names in ``HOOKS`` which modules of one framework it changes, and how, as soon as they are imported; and in
+``OLDEST`` the package that an application imports, its distribution, and the oldest release that is tested.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.imports import on_import
 from mackerel_otel_server.tracing.frameworks import bottle, django, falcon, flask, pyramid, starlette, werkzeug
+from mackerel_otel_server.tracing.oldest import warn_if_older
 from mackerel_otel_server.tracing.wsgi import trace_served
 
 if TYPE_CHECKING:
@@ -28,6 +31,18 @@ def register() -> None:
     for framework in _FRAMEWORKS:
         for module, hook in framework.HOOKS.items():
             _on_import(module, hook, key=module)
+        for package, (distribution, release) in framework.OLDEST.items():
+            warn = functools.partial(_warn_if_older, distribution, release)
+            _on_import(package, warn, key=f"{package} is old")
+
+
+def oldest() -> dict[str, str]:
+    """Return the oldest release that is tested of each framework, by distribution."""
+    return {name: release for framework in _FRAMEWORKS for name, release in framework.OLDEST.values()}
+
+
+def _warn_if_older(distribution: str, release: str, _module: ModuleType) -> None:
+    warn_if_older(distribution, release)
 
 
 def are_imported() -> bool:

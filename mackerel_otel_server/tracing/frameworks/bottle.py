@@ -59,4 +59,5 @@ def _hook(module: ModuleType) -> None:
     _note_errors(module)
 
 
+OLDEST: Final = {"bottle": ("bottle", "0.12")}
 HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {"bottle": _hook}

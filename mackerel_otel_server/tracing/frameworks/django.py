@@ -91,6 +91,7 @@ def _template(route: str) -> str:
     return "/" + route.removeprefix("^").removesuffix("$").removeprefix("/")
 
 
+OLDEST: Final = {"django": ("django", "3.2"), "rest_framework": ("djangorestframework", "3.12")}
 HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
     "django.core.handlers.asgi": _trace_asgi_handler,
     "django.core.handlers.base": _note_route,

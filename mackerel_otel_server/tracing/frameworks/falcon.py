@@ -96,4 +96,5 @@ def _carrier(req: Any) -> Any:
     return req.scope if environ is None else environ
 
 
+OLDEST: Final = {"falcon": ("falcon", "3.0")}
 HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {"falcon.app": _trace_wsgi, "falcon.asgi.app": _trace_asgi}

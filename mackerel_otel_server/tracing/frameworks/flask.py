@@ -88,6 +88,7 @@ def _record(error: BaseException | None) -> None:
         log.debug("an exception is not noted", exc_info=True)
 
 
+OLDEST: Final = {"flask": ("flask", "2.0")}
 HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
     "flask.app": _hook,
     "flask.signals": _listen,

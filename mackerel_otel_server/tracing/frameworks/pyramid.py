@@ -40,6 +40,7 @@ def _note_route(module: ModuleType) -> None:
     cls.__call__ = match
 
 
+OLDEST: Final = {"pyramid": ("pyramid", "2.0")}
 HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
     "pyramid.router": _trace_class,
     "pyramid.urldispatch": _note_route,

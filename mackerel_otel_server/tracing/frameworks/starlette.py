@@ -106,6 +106,7 @@ def _know_departure(name: str) -> Callable[[ModuleType], None]:
     return hook
 
 
+OLDEST: Final = {"starlette": ("starlette", "0.16"), "fastapi": ("fastapi", "0.70")}
 HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
     "starlette.applications": _trace_starlette,
     "starlette.routing": _note_starlette_routes,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing.request import of
 from mackerel_otel_server.tracing.wsgi import trace_class
@@ -20,13 +21,14 @@ def _hook(module: ModuleType) -> None:
     cls: Any = module.DispatcherMiddleware
     original = cls.__call__
 
-    def dispatch(self: Any, environ: Any, start_response: Any) -> Any:
+    @imitates(original)
+    def dispatch(self: Any, environ: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             if (begun := of(environ)) is not None:
                 begun.add_prefix(_mount(self.mounts, environ.get("PATH_INFO", "")))
         except Exception:
             log.debug("no mount", exc_info=True)
-        return original(self, environ, start_response)
+        return original(self, environ, *args, **kwargs)
 
     cls.__call__ = dispatch
     trace_class(cls)
@@ -41,4 +43,5 @@ def _mount(mounts: Any, path: str) -> str:
     return ""
 
 
+OLDEST: Final = {"werkzeug": ("werkzeug", "2.0")}
 HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {"werkzeug.middleware.dispatcher": _hook}
