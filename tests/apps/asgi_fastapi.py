@@ -11,6 +11,7 @@ tracer = trace.get_tracer("asgi_fastapi")
 application = FastAPI()
 inner = APIRouter(prefix="/in")
 shop = APIRouter(prefix="/shops/{shop}")
+echoes = APIRouter()
 sub = FastAPI()
 
 
@@ -47,6 +48,7 @@ async def item(shop: str, number: int):
 
 
 @shop.websocket("/echo")
+@echoes.websocket("/echo")
 async def echo(websocket: WebSocket):
     await websocket.accept()
     await websocket.send_text(await websocket.receive_text())
@@ -60,4 +62,5 @@ async def below(number: int):
 
 shop.include_router(inner)
 application.include_router(shop, prefix="/api")
+application.include_router(echoes, prefix="/rooms/{room}")
 application.mount("/t/{tenant}", sub)

@@ -4,6 +4,7 @@ import asyncio
 import os
 from contextlib import asynccontextmanager
 
+import starlette
 from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -14,6 +15,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
 
 tracer = trace.get_tracer("asgi_starlette")
+# Of old releases, this middleware fails when a client leaves, cancels background tasks, and replaces exceptions.
+HAS_SOUND_MIDDLEWARE = tuple(map(int, starlette.__version__.split(".")[:2])) >= (0, 28)
 
 
 async def pid(request):
@@ -92,6 +95,6 @@ application = Starlette(
         ),
     ],
     exception_handlers={OnPurposeError: lambda *_: PlainTextResponse("gone", 410)},
-    middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)],
+    middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on)] if HAS_SOUND_MIDDLEWARE else [],
     lifespan=lifespan,
 )
