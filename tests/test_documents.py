@@ -21,6 +21,8 @@ from mackerel_otel_server.cli.receiver import web
 from mackerel_otel_server.cli.receiver.addresses import MADE_UP_KEY
 from mackerel_otel_server.pipeline.answer import UNCONFIRMED, Cause
 from mackerel_otel_server.settings.catalogue import CATALOGUE
+from mackerel_otel_server.tracing import frameworks
+from mackerel_otel_server.tracing.databases import floors
 
 
 def _commands(text: str) -> list[str]:
@@ -292,6 +294,27 @@ def test_the_ports_of_the_readme_are_those_of_receive() -> None:
 def test_the_made_up_key_is_the_one_of_receive_and_as_long_as_a_real_one(readme: str) -> None:
     assert f"`MACKEREL_APIKEY={MADE_UP_KEY}`" in readme
     assert len(MADE_UP_KEY) == 44
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_oldest_releases_of_frameworks_and_drivers_are_those_that_the_log_and_check_compare(readme: str) -> None:
+    (table,) = (table for table in tables(readme) if "Django REST framework 3" in table)
+    # The same driver in two distributions.
+    compared = {**frameworks.oldest(), **floors.OLDEST}
+    assert compared.pop("psycopg2-binary") == compared["psycopg2"]
+    shown = {"djangorestframework": "django rest framework"}
+    assert dict(re.findall(r"([A-Za-z][\w -]*?) (\d[\d.]+)", table.lower())) == {
+        shown.get(name, name.lower()): oldest for name, oldest in compared.items()
+    }
+
+
+def test_the_environment_of_the_oldest_frameworks_has_them() -> None:
+    tox = configparser.ConfigParser()
+    tox.read(ROOT / "tox.ini")
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", tox["testenv:floors"]["deps"], re.MULTILINE))
+    for name, oldest in frameworks.oldest().items():
+        # A release of that series: of the first ones, some do not run on Python 3.10, or at all.
+        assert f"{pinned[name]}.".startswith(f"{oldest}."), name
 
 
 def test_the_oldest_versions_that_are_tested_are_those_that_are_claimed() -> None:

@@ -136,7 +136,7 @@ MODES = {
 
 
 def run(tmp_path: Path, script: str, door: str, **variables: str) -> dict[str, Any]:
-    env = environment(DOOR=door, DJANGO_SETTINGS_MODULE="web_django.settings", **variables)
+    env = environment(None, DOOR=door, DJANGO_SETTINGS_MODULE="web_django.settings", **variables)
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 0, result.stderr

@@ -9,6 +9,7 @@ from packaging.version import InvalidVersion
 
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.tracing import frameworks
+from mackerel_otel_server.tracing.databases import floors
 from mackerel_otel_server.tracing.oldest import is_older
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def findings() -> Iterator[Finding]:
     """Compare what is installed with the oldest releases that are tested."""
-    for name, oldest in frameworks.oldest().items():
+    for name, oldest in {**frameworks.oldest(), **floors.OLDEST}.items():
         try:
             installed = metadata.version(name)
             if is_older(installed, oldest):
@@ -27,5 +28,5 @@ def findings() -> Iterator[Finding]:
                     "spans may lack their route or their exception, or be missing",
                     f"pip install '{name}>={oldest}'",
                 )
-        except (metadata.PackageNotFoundError, InvalidVersion):  # noqa: PERF203 - a dozen names
+        except (metadata.PackageNotFoundError, InvalidVersion):  # noqa: PERF203 - two dozen names
             continue
