@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import subprocess
 import sys
@@ -248,3 +250,75 @@ def test_an_exception_that_a_framework_notes_and_passes_on_is_one_event(tmp_path
     assert django == ["ValueError", "GET /fail/<kind>", 500, ["ValueError"]]
     assert flask == ["AnotherTeapotError", "GET /fail/<kind>", 500, ["web_flask.AnotherTeapotError"]]
     assert pyramid == ["ValueError", "GET /fail/{kind}", 500, ["ValueError"]]
+
+
+# As Flask-RESTX does: an extension answers for its views itself, and sends Flask's signal.
+EXTENSION = """
+from flask import Flask, abort, current_app, got_request_exception
+
+class Application(Flask):
+    def dispatch_request(self, *args):
+        return super().dispatch_request(*args)
+
+    def handle_exception(self, *args):
+        return super().handle_exception(*args)
+
+app = Application(__name__)
+
+def answer(error):
+    got_request_exception.send(current_app._get_current_object(), exception=error)
+    return "answered", getattr(error, "code", 500)
+
+app.handle_user_exception = answer
+
+@app.get("/fail/<kind>")
+def fail(kind):
+    if kind == "404":
+        abort(404)
+    raise ValueError(kind)
+"""
+
+
+def test_an_exception_that_an_extension_of_flask_answers_and_signals_is_an_event(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    (tmp_path / "web_extension.py").write_text(EXTENSION)
+    # Before Flask 2.3 there are no signals without blinker.
+    signalled = "ValueError" if importlib.util.find_spec("blinker") else None
+    cases = [Case("/fail/404", 404, "/fail/<kind>"), Case("/fail/value", 500, "/fail/<kind>", signalled)]
+    with gunicorn(tmp_path, env=environment(receiver), app="web_extension:app", workers=1) as server:
+        ask(server, cases)
+        log = server.stop()
+    spans = sorted(receiver.spans, key=lambda span: span.start_time_unix_nano)
+    assert [span.name for span in spans] == ["GET /fail/<kind>"] * 2, log
+    assert [span.attributes["http.response.status_code"] for span in spans] == [404, 500]
+    assert [span.status_code for span in spans] == ["UNSET", "ERROR"]
+    types = [[event.attributes["exception.type"] for event in span.events] for span in spans]
+    assert types == [[], [signalled] if signalled else []]
+
+
+def test_the_oldest_flask_is_tested_without_blinker() -> None:
+    version = importlib.metadata.version("flask")
+    # Newer ones need it. The older one of the environment "floors" shows above that routes and exceptions are found.
+    assert (importlib.util.find_spec("blinker") is None) == version.startswith("2.0.")
+
+
+def test_the_log_and_check_name_a_framework_that_is_older_than_the_oldest_tested_release_once(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    info = tmp_path / "flask-1.1.4.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: Flask\nVersion: 1.1.4\n")
+    env = environment(receiver)
+    env["PYTHONPATH"] += f":{tmp_path}"
+    with gunicorn(tmp_path, env=env, app="web_flask:app", workers=2) as server:
+        assert server.get("/items/7").status == 200
+        log = server.stop()
+    named = "flask 1.1.4 is older than 2.0, the oldest release that this package is tested with"
+    assert log.count(named) == 1, log
+    assert "pip install 'flask>=2.0'" in log
+    command = [Path(sys.executable).parent / "mackerel-otel-server", "check"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert named in " ".join(result.stdout.split()), result
