@@ -2,7 +2,7 @@
 
 import io
 
-from flask import Blueprint, Flask, abort, redirect, request, send_file
+from flask import Blueprint, Flask, Response, abort, redirect, request, send_file
 from flask.views import MethodView
 
 app = Flask(__name__)
@@ -63,7 +63,7 @@ def stream():
         yield b"one "
         yield b"two"
 
-    return parts()
+    return Response(parts())
 
 
 class Things(MethodView):
