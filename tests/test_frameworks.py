@@ -317,7 +317,7 @@ def test_the_log_and_check_name_a_framework_that_is_older_than_the_oldest_tested
     named = "flask 1.1.4 is older than 2.0, the oldest release that this package is tested with"
     assert log.count(named) == 1, log
     assert "pip install 'flask>=2.0'" in log
-    command = [Path(sys.executable).parent / "mackerel-otel-server", "check"]
+    command = [str(Path(sys.executable).parent / "mackerel-otel-server"), "check"]
     result = subprocess.run(
         command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=DEADLINE, check=False
     )
