@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import psycopg
 import pytest
 from querying import DRIVERS, IMPORT, ORDERS, Database, Run, every_driver
 
@@ -228,6 +229,8 @@ report(rows=rows, name=TABLE)
     assert "s3cret-value" not in json.dumps(result.spans)
 
 
+# Since psycopg 3.1.
+CLIENT_CURSOR = ("psycopg", "driver.ClientCursor", "driver.ClientCursor(connection)")
 CURSORS = [
     ("MySQLdb", "driver.cursors.DictCursor", "connection.cursor(driver.cursors.DictCursor)"),
     ("MySQLdb", "driver.cursors.SSCursor", "connection.cursor(driver.cursors.SSCursor)"),
@@ -251,7 +254,7 @@ CURSORS = [
     ("psycopg2", "driver.extensions.cursor", "connection.cursor('named', scrollable=True, withhold=True)"),
     ("psycopg", "driver.Cursor", "connection.cursor(row_factory=driver.rows.dict_row)"),
     ("psycopg", "driver.ServerCursor", "connection.cursor('named')"),
-    ("psycopg", "driver.ClientCursor", "driver.ClientCursor(connection)"),
+    *([CLIENT_CURSOR] if hasattr(psycopg, "ClientCursor") else []),
 ]
 
 
@@ -516,6 +519,7 @@ report(errors=errors)
 
 @pytest.mark.parametrize("database", ["mysql.connector"], indirect=True)
 def test_mysql_connector_for_asyncio_is_traced_like_the_other(run: Run, database: Database) -> None:
+    pytest.importorskip("mysql.connector.aio")  # since 8.3
     result = run(
         """
 databases.register()

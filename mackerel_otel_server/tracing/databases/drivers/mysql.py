@@ -106,7 +106,12 @@ def _async_change_user(connection: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _mysql_connector_connection(cursor: Any) -> Any:
-    return cursor._connection.get_self()  # noqa: SLF001 - a cursor has no public way to its connection
+    # A cursor has no public way to its connection. Both names are other ones in the releases of 2022.
+    connection = getattr(cursor, "_connection", None)
+    if connection is None:
+        connection = cursor._cnx  # noqa: SLF001
+    itself = getattr(connection, "get_self", None)
+    return connection._get_self() if itself is None else itself()  # noqa: SLF001
 
 
 def _mysql_connector_place(connection: Any) -> Place:
