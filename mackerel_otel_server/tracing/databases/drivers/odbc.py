@@ -39,7 +39,8 @@ def pyodbc(module: Any) -> None:
     stand_in(module.connect, _Connect(module.connect), module)
     for ours, theirs in (_Connection, module.Connection), (_Cursor, module.Cursor):
         for name, method in vars(ours).items():
-            if inspect.isfunction(method) and not name.startswith("_"):
+            # Older releases lack some of them.
+            if inspect.isfunction(method) and not name.startswith("_") and hasattr(theirs, name):
                 functools.update_wrapper(method, getattr(theirs, name))
 
 
