@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
 from mackerel_otel_server.settings import catalogue
+from mackerel_otel_server.settings.urls import secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -35,11 +35,7 @@ def _of_variables(environ: Mapping[str, str]) -> Iterator[str]:
         yield environ.get(name, "").strip()
     items = [item for name in catalogue.HEADERS.names for item in environ.get(name, "").split(",")]
     for url in (environ.get(name, "").strip() for name in _URLS):
-        credentials = url.partition("://")[2].rpartition("@")[0]
-        yield credentials.partition(":")[2]
-        if credentials:
-            # As it is sent, and as a far end may say it again.
-            yield base64.b64encode(unquote(credentials).encode("utf-8", "surrogateescape")).decode()
+        yield from secrets_of(url)
         items += url.partition("?")[2].partition("#")[0].split("&")
     for value in (item.partition("=")[2].strip() for item in items):
         # `Basic …` and `Bearer …`: the rest alone, too.

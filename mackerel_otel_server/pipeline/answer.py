@@ -10,6 +10,8 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
+from mackerel_otel_server.settings.urls import without_credentials
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -181,7 +183,8 @@ class Reader:
         if retry_after is not None:
             seen += f", to be asked again after {retry_after:.0f} s"
         if cause is Cause.REDIRECT:
-            seen += f" to {self.shown(response.headers.get('Location', 'nowhere'))!r}"
+            location = without_credentials(response.headers.get("Location", "nowhere"))
+            seen += f" to {self.shown(location)!r}"
         keep = cause in {Cause.SERVER, Cause.RATE, Cause.PROXY}
         stop = cause in {Cause.KEY, Cause.CREDENTIALS, Cause.QUOTA}
         return Answer(

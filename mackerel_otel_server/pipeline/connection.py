@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from mackerel_otel_server.pipeline.answer import Cause, Fault, Response
+from mackerel_otel_server.settings.urls import CLOAK, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -170,7 +171,11 @@ class Connection:
                 self.close()
 
     def _proxy_words(self) -> str:
-        return "the proxy {}:{} ".format(*self._proxy) if self._proxy else ""
+        if not self._proxy:
+            return ""
+        # What its URL's parts are is not certain where nothing of it may be shown.
+        is_cloaked = without_credentials(self._settings.proxy or "") == CLOAK
+        return f"the proxy {CLOAK} " if is_cloaked else "the proxy {}:{} ".format(*self._proxy)
 
 
 class _Stream:

@@ -20,6 +20,7 @@ from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Answer, Cause, F
 from mackerel_otel_server.pipeline.complaints import Complaints
 from mackerel_otel_server.pipeline.connection import Connection
 from mackerel_otel_server.settings import API_KEY_HEADER
+from mackerel_otel_server.settings.urls import secrets_of
 
 if TYPE_CHECKING:
     from mackerel_otel_server.settings import Settings
@@ -60,7 +61,7 @@ class Exporter:
         self._key = settings.api_key
         self._connection = Connection(settings)
         self._complaints = Complaints()
-        self._reader = Reader(_shown(settings.endpoint), has_key=self._key is not None, secrets=self._secrets())
+        self._reader = Reader(settings.shown_endpoint, has_key=self._key is not None, secrets=self._secrets())
         self._failures = 0
         self._spans = 0
         self._woken = threading.Event()
@@ -85,7 +86,7 @@ class Exporter:
             seen = self._reader.shown(f"{type(error).__name__}: {error}")
             # Not exc_info: an exception's own words are shown after they were searched for secrets only.
             log.debug("the exporter failed with %s\n%s", seen, "".join(traceback.format_tb(error.__traceback__)))
-            answer = Answer(cause=Cause.OTHER, words=f"{_shown(self._settings.endpoint)} was not asked ({seen})")
+            answer = Answer(cause=Cause.OTHER, words=f"{self._settings.shown_endpoint} was not asked ({seen})")
         if answer.cause and answer.words:
             said = "the endpoint takes no spans: " if not answer.accepted else ""
             self._complaints.complain((answer.cause, answer.unconfirmed), said + answer.words)
@@ -177,15 +178,13 @@ class Exporter:
         return fields
 
     def _secrets(self) -> list[str | None]:
-        proxy = urlsplit(self._settings.proxy or "")
-        endpoint = urlsplit(self._settings.endpoint)
         return [
             self._settings.api_key,
             self._key,
             *self._settings.headers.values(),
-            proxy.password,
-            endpoint.password,
-            endpoint.query,
+            *secrets_of(self._settings.proxy or ""),
+            *secrets_of(self._settings.endpoint),
+            urlsplit(self._settings.endpoint).query,
         ]
 
 
@@ -193,9 +192,3 @@ def _compress(body: bytes, compression: str) -> bytes:
     if compression == "gzip":
         return gzip.compress(body, GZIP_LEVEL, mtime=0)
     return zlib.compress(body, GZIP_LEVEL) if compression == "deflate" else body
-
-
-def _shown(url: str) -> str:
-    """Return a URL without its credentials and its query, which may be one."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -36,7 +36,7 @@ def read_destination(source: Reader, *, wanted: bool) -> tuple[str, str | None, 
         source.problem(
             name,
             f"{name}={shown!r} would send the API key unencrypted: the key goes over https only (http to this machine "
-            f"excepted); type {name}=https{shown[len('http') :]}",
+            f"excepted); type {name}=https://{shown.partition('://')[2] or shown}",
         )
     return endpoint or catalogue.ENDPOINT.default, key, headers
 
@@ -59,8 +59,8 @@ def _checked(source: Reader, name: str, endpoint: str) -> SplitResult | None:
         parts = urlsplit(endpoint)
         parts.port  # noqa: B018 - raises for a port that is no number
     except ValueError as error:
-        # Its words may hold a part of a password.
-        reason = "" if "@" in endpoint or "%40" in endpoint else f" ({error})"
+        # Its words may hold a part of what is not shown.
+        reason = f" ({error})" if shown == endpoint else ""
         source.problem(name, f"{name}={shown!r} is not a URL{reason}; type {name}=http://localhost:4318{path}")
         return None
     if "://" not in endpoint:

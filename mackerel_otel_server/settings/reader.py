@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
+from mackerel_otel_server.settings.urls import without_credentials
+
 if TYPE_CHECKING:
     from mackerel_otel_server.settings.catalogue import Variable
 
@@ -61,7 +63,7 @@ class Reader:
         value = self._environ.get(name, "").strip()
         if not _is_text(value):
             # A URL may hold a password, or a key in its query.
-            shown = name if secret or any(mark in value for mark in "@?") else f"{name}={value!r}"
+            shown = name if secret or without_credentials(value) != value else f"{name}={value!r}"
             self.problem(name, f"{shown} is not UTF-8 text; type it again")
             return ""
         return value

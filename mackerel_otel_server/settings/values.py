@@ -50,7 +50,8 @@ class Settings:
     service_name: str
     resource_attributes: Mapping[str, Any]
     exporters: tuple[str, ...]
-    endpoint: str
+    endpoint: str = field(repr=False)
+    """The URL of the traces; it may hold credentials."""
     api_key: str | None = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     proxy: str | None = field(repr=False)
