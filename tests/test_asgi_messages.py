@@ -100,7 +100,7 @@ class Server:
 def sender(*messages: Message | BaseException) -> Any:
     """Return an application that sends messages, or raises."""
 
-    async def application(_scope: Any, _receive: Any, send: Any) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
         for message in messages:
             if isinstance(message, BaseException):
                 raise message
@@ -391,6 +391,20 @@ def test_requests_one_after_the_other_in_one_task_have_nothing_in_common(spans: 
     first, second = spans()
     assert first.context.trace_id != second.context.trace_id
     assert second.parent is None
+
+
+@pytest.mark.parametrize("positional", [0, 1, 2, 3])
+def test_a_server_may_call_by_keywords_as_daphne_does(spans: Spans, positional: int) -> None:
+    class Application:
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await sender(START, LAST)(scope, receive, send)
+
+    for application in sender(START, LAST), Application():
+        traced, server = mackerel_otel_server.trace_asgi(application), Server()
+        names, values = ("scope", "receive", "send"), (scope_of(), server.receive, server.send)
+        named = dict(zip(names[positional:], values[positional:], strict=True))
+        asyncio.run(traced(*values[:positional], **named))
+        assert (len(server.sent), len(spans())) == (2, 1)
 
 
 def test_the_lifespan_and_the_second_version_of_asgi_pass_through(spans: Spans) -> None:

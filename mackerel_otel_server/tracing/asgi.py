@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Headers = list[tuple[bytes, bytes]]
 
-_ARGUMENTS: Final = 3
+_ARGUMENTS: Final = ("scope", "receive", "send")
 _SCHEMES: Final = {"http": "http", "websocket": "ws"}
 """The types of scopes that make a span, and what a missing ``scheme`` means; ``lifespan`` makes none."""
 _FORBIDDEN: Final = 403
@@ -67,22 +67,24 @@ def add_departure(cls: type[BaseException]) -> None:
 
 def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call an ASGI callable inside a server span, unless its request has one already or this process does not trace."""
+    # Daphne calls applications by keywords.
+    given = (*args, *(kwargs[name] for name in _ARGUMENTS[len(args) :] if name in kwargs)) if kwargs else args
     if (
-        len(args) != _ARGUMENTS
-        or kwargs
-        or not isinstance(scope := args[0], dict)
+        len(given) != len(_ARGUMENTS)
+        or len(args) + len(kwargs) != len(_ARGUMENTS)
+        or not isinstance(scope := given[0], dict)
         or scope.get("type") not in _SCHEMES
         or not gate.open_for_request()
     ):
         return application(*args, **kwargs)
     if request.KEY in scope:
         request.note_nested(scope, application)
-        return application(*args)
+        return application(*given)
     begun = _begin(application, scope)
     if begun is None:
         outer = request.of(scope)
-        return application(*args) if outer is None else _inside(outer, application, *args)
-    begun.coroutine = coroutine = _serve(begun, application, *args)
+        return application(*given) if outer is None else _inside(outer, application, *given)
+    begun.coroutine = coroutine = _serve(begun, application, *given)
     return coroutine
 
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from mackerel_otel_server.imitation import CallableProxy, imitates
 from mackerel_otel_server.tracing.databases.connections import Driver, Place
-from mackerel_otel_server.tracing.databases.drivers.patching import file_name, stand_in
+from mackerel_otel_server.tracing.databases.drivers.patching import file_name, put_in_place
 from mackerel_otel_server.tracing.databases.queries import traced
 
 _METHODS = ("execute", "executemany")
@@ -28,10 +28,10 @@ def duckdb(module: Any) -> None:
     for name in _METHODS:
         setattr(connection_class, name, traced(_as_from(getattr(connection_class, name)), _DRIVER))
         function = getattr(module, name)
-        stand_in(function, _OfModule(function), module)
+        put_in_place(function, _OfModule(function), module)
     for name in ("cursor", "duplicate"):
         setattr(connection_class, name, _named_alike(getattr(connection_class, name)))
-    stand_in(module.connect, _Connect(module.connect), module)
+    put_in_place(module.connect, _Connect(module.connect), module)
 
 
 def _place(connection: Any) -> Place:

@@ -14,7 +14,7 @@ from wrapt import ObjectProxy
 from mackerel_otel_server.imitation import CallableProxy
 from mackerel_otel_server.tracing.databases.connections import Driver, Place, moved
 from mackerel_otel_server.tracing.databases.drivers.current_database import named_by_use
-from mackerel_otel_server.tracing.databases.drivers.patching import stand_in
+from mackerel_otel_server.tracing.databases.drivers.patching import put_in_place
 from mackerel_otel_server.tracing.databases.queries import traced
 
 # SQL_DBMS_NAME -> db.system.name, https://opentelemetry.io/docs/specs/semconv/registry/attributes/db/
@@ -36,7 +36,7 @@ _PAIR = re.compile(r"\s*([^=;]+?)\s*=\s*(\{(?:[^}]|\}\})*\}|[^;]*)")
 
 def pyodbc(module: Any) -> None:
     """Make pyodbc.connect() return traced connections."""
-    stand_in(module.connect, _Connect(module.connect), module)
+    put_in_place(module.connect, _Connect(module.connect), module)
     for ours, theirs in (_Connection, module.Connection), (_Cursor, module.Cursor):
         for name, method in vars(ours).items():
             # Older releases lack some of them.

@@ -78,7 +78,7 @@ def subclass(driver_class: type, methods: Mapping[str, Any], fields: tuple[str, 
     return type(driver_class.__name__, (driver_class,), {**names, "__slots__": fields, **methods})
 
 
-def stand_in(original: Any, replacement: Any, *modules: Any) -> None:
+def put_in_place(original: Any, replacement: Any, *modules: Any) -> None:
     """Let a function stand in the place of another one in these modules, and where pickle looks for that by its name.
 
     A process without this package then reads the same pickle, and finds the original.

@@ -15,8 +15,8 @@ from mackerel_otel_server.tracing.databases.drivers.patching import (
     connection_of,
     lay_below,
     patch_methods,
+    put_in_place,
     replaced,
-    stand_in,
     subclass,
 )
 from mackerel_otel_server.tracing.databases.queries import QueryOf, given_query, traced, traced_manager
@@ -73,7 +73,7 @@ def psycopg2(module: Any) -> None:
         args, kwargs = replaced(args, kwargs, 1, "connection_factory", below)
         return original(*args, **kwargs)
 
-    stand_in(original, connect, module)
+    put_in_place(original, connect, module)
 
 
 def psycopg2_extras(module: Any) -> None:

@@ -15,8 +15,8 @@ from mackerel_otel_server.tracing.databases.drivers.patching import (
     connection_of,
     file_name,
     lay_below,
+    put_in_place,
     replaced,
-    stand_in,
     subclass,
 )
 from mackerel_otel_server.tracing.databases.queries import traced
@@ -68,7 +68,7 @@ def sqlite3(module: Any) -> None:
             return connection
 
     # Django and SQLAlchemy call sqlite3.dbapi2.connect().
-    stand_in(module.connect, Connect(module.connect), module, module.dbapi2)
+    put_in_place(module.connect, Connect(module.connect), module, module.dbapi2)
 
 
 def _sqlite3_place(connection: Any) -> Place:
