@@ -7,10 +7,11 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from servers import DEADLINE, Server, environment, gunicorn, running, server_span, uwsgi, wait_until
+from servers import DEADLINE, Server, environment, gunicorn, running, server_span, server_spans, uwsgi, wait_until
 
 from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 
@@ -178,3 +179,33 @@ def test_requests_that_an_application_makes_of_itself_do_not_rename_the_clients(
         assert (response.status, b"inner" in response.body) == (200, True), server.log
         assert server.get("/inner").status == 200
     assert sorted(span.name for span in receiver.spans) == ["GET /batch", "GET /inner"]
+
+
+@pytest.mark.parametrize("worker_class", ["asgi", "uvicorn_worker.UvicornWorker"])
+@pytest.mark.parametrize("name", ["application", "behind_middleware"])
+def test_what_fails_after_the_last_part_of_a_response_is_a_span_of_its_own(
+    tmp_path: Path, receiver: Receiver, worker_class: str, name: str
+) -> None:
+    with gunicorn(tmp_path, "-k", worker_class, env=environment(receiver), app=f"late:{name}", workers=1) as server:
+        for path in "/background", "/teardown", "/wrong":
+            _all_bytes(server, f"GET {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n".encode())
+        with suppress(OSError):
+            _all_bytes(server, b"GET /midstream HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n")
+        log = server.stop()
+    events = {
+        str(span.attributes["url.path"]): (
+            [event.attributes["exception.message"] for event in span.events],
+            [
+                (other.kind, other.status_code, other.events[0].attributes["exception.message"])
+                for other in receiver.spans
+                if other.parent_span_id == span.span_id
+            ],
+        )
+        for span in server_spans(receiver.spans)
+    }
+    late = ("INTERNAL", "ERROR")
+    assert events["/background"] == ([], [(*late, "background")]), log
+    assert events["/teardown"] == ([], [(*late, "teardown")]), log
+    assert events["/wrong"] == (["wrong"], []), log
+    # The middleware ends the response before it passes the exception on.
+    assert events["/midstream"] == (([], [(*late, "midstream")]) if "behind" in name else (["midstream"], [])), log
