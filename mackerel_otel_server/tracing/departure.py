@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import errno
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from mackerel_otel_server.log import log
 from mackerel_otel_server.native import original
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 """What Gunicorn's workers take for a normal end. uWSGI's errors have no number."""
 
 
-def client_has_left(error: BaseException, connection: Any) -> bool:
+def client_has_left(error: BaseException, find_connection: Callable[[], Any]) -> bool:
     """Tell whether an error comes from a client that has left: a connection to a database may be reset as well.
+
+    Never raises.
 
     Args:
         error: What has left the application.
-        connection: The client's socket or its file descriptor; None where nobody knows it.
+        find_connection: Returns the client's socket or its file descriptor; None where nobody knows it.
     """
-    if connection is None or not isinstance(error, OSError) or error.errno not in {None, *_GONE}:
+    if not isinstance(error, OSError) or error.errno not in {None, *_GONE}:
         return False
-    import select
-
     try:
+        import select
+
+        connection = find_connection()
+        if connection is None:
+            return False
         # gevent's poll() knows no such flag.
         poll = original("select", "poll")()
         poll.register(connection, getattr(select, "POLLRDHUP", 0))
@@ -30,3 +39,6 @@ def client_has_left(error: BaseException, connection: Any) -> bool:
     except (OSError, ValueError):
         # The application has closed it.
         return True
+    except Exception:
+        log.debug("nobody knows whether the client has left", exc_info=True)
+        return False

@@ -11,7 +11,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 from mackerel_otel_server.http_options import EXCLUDED, HttpOptions
 from mackerel_otel_server.log import log
 from mackerel_otel_server.native import is_free, thread_ident
-from mackerel_otel_server.tracing import exceptions, http, inflight, wrapping
+from mackerel_otel_server.tracing import exceptions, http, inflight, routes, wrapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -282,7 +282,11 @@ class Request:
 
     def has_route(self) -> bool:
         """Tell whether a framework has matched the request, and not only to a mount."""
-        return self.route is not None and not self.is_mounted
+        return self._route_now() is not None and not self.is_mounted
+
+    def _route_now(self) -> str | None:
+        found = routes.of_environ(self.carrier, self.route) if routes.BOTTLE in self.carrier else None
+        return found or self.route
 
     def add_prefix(self, prefix: str) -> None:
         """Say that the routes to come are those of an application mounted at ``prefix``."""
@@ -294,12 +298,8 @@ class Request:
         self.has_given_way = True
         self.context = trace.set_span_in_context(span, _ROOT)
 
-    def end(self, route: str | None = None) -> None:
-        """End the span, the first time this is called.
-
-        Args:
-            route: The template, where it is not ``self.route``.
-        """
+    def end(self) -> None:
+        """End the span, the first time this is called."""
         span, self.span = self.span, None
         inflight.discard(self)
         if span is None or self.is_dropped:
@@ -308,12 +308,12 @@ class Request:
                 log.warning(
                     "a request that was reported as killed has ended after all: %s %s",
                     self._method,
-                    self.prefix + (route or self.route or ""),
+                    self.prefix + (self.route or ""),
                 )
             return
         try:
             if span.is_recording():
-                self._complete(span, route or self.route)
+                self._complete(span, self._route_now())
             span.end(self.end_time)
         except Exception:
             log.debug("a server span did not end", exc_info=True)

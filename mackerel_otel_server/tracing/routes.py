@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mackerel_otel_server.log import log
 
-_ROUTE: Final = "bottle.route"
+BOTTLE: Final = "bottle.route"
 """Where Bottle leaves the route that it has matched last."""
 _ENTERED: Final = "mackerel_otel_server.bottle.entered"
 """Where an environ holds the id() of the last mount by which one Bottle application has called another one."""
@@ -24,7 +24,7 @@ def enter_mount(environ: dict[str, Any]) -> str:
         environ: Of the call. The route of the application below is going to replace that of the mount there.
     """
     try:
-        mount = environ.get(_ROUTE)
+        mount = environ.get(BOTTLE)
         if mount is not None and environ.get(_ENTERED) != id(mount):
             environ[_ENTERED] = id(mount)
             return _mounted_at(mount)
@@ -40,10 +40,10 @@ def of_environ(environ: dict[str, Any], route: str | None) -> str | None:
         environ: At the end of the request.
         route: What a framework within has told: Bottle may have mounted its application.
     """
-    if _ROUTE not in environ:
+    if BOTTLE not in environ:
         return None
     try:
-        matched = environ[_ROUTE]  # Bottle._handle()
+        matched = environ[BOTTLE]  # Bottle._handle()
         if environ.get(_ENTERED) == id(matched):
             # The Bottle application below the mount has matched nothing.
             return str(matched.rule).removeprefix(_mounted_at(matched))

@@ -16,7 +16,7 @@ from opentelemetry.context import attach, detach, get_current
 from opentelemetry.propagators.textmap import Getter
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import bodies, gate, http, request, routes, wrapping
+from mackerel_otel_server.tracing import bodies, gate, http, request, wrapping
 from mackerel_otel_server.tracing.departure import client_has_left
 from mackerel_otel_server.tracing.request import Request
 from mackerel_otel_server.tracing.standing_in import StandIn, stand_in
@@ -176,7 +176,7 @@ class WsgiRequest(Request):
     _server_write: Callable[[Any], Any]
     _write_error = 0
 
-    def start_response_for(self, theirs: Callable[..., Any]) -> Callable[..., Any]:
+    def start_response_for(self, theirs: Callable[..., Any]) -> Any:
         """Return what the application gets in the place of the server's ``start_response``, or a middleware's."""
         self._server_start_response = theirs
         return _in_place_of(theirs, self.start_response)
@@ -217,7 +217,7 @@ class WsgiRequest(Request):
 
     def failed(self, error: BaseException) -> None:
         """Note an exception that leaves the application, unless the server takes it for a normal end."""
-        if id(error) == self._write_error or client_has_left(error, _connection(self.carrier)):
+        if id(error) == self._write_error or client_has_left(error, self._connection):
             return
         if isinstance(error, StopIteration) and "gunicorn.socket" in self.carrier:
             # Gunicorn's workers take it for the end of a connection that the application has served by itself.
@@ -225,15 +225,10 @@ class WsgiRequest(Request):
             return
         super().failed(error)
 
-    def has_route(self) -> bool:
-        """Tell whether a framework has matched the request; see Request."""
-        return routes.of_environ(self.carrier, None) is not None or super().has_route()
-
-    def end(self, route: str | None = None) -> None:
-        """End the span; see Request."""
-        if "bottle.route" in self.carrier:
-            route = route or routes.of_environ(self.carrier, self.route)
-        super().end(route)
+    def _connection(self) -> Any:
+        """Return the client's connection, a socket or a file descriptor, where the server gives it to applications."""
+        connection = self.carrier.get("gunicorn.socket")
+        return _find_connection() if connection is None else connection
 
 
 class _StandInCallable(StandIn):
@@ -247,7 +242,7 @@ _set_function: Final = _StandInCallable._mackerel_otel_function.__set__  # type:
 _function_of: Final[Callable[[Any], Any]] = _StandInCallable._mackerel_otel_function.__get__  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-def _in_place_of(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+def _in_place_of(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Any:
     """Return ``ours`` in a form that looks like ``theirs``.
 
     Applications reach for Gunicorn's response by ``start_response.__self__``.
@@ -258,15 +253,16 @@ def _in_place_of(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callab
     """
     if type(theirs) is MethodType:
         return MethodType(ours, theirs.__self__)
-    made: Callable[..., Any] = stand_in(_StandInCallable, theirs)
-    _set_function(made, ours)
+    if theirs is None:
+        # A middleware whose start_response returns no write().
+        return theirs
+    try:
+        made = stand_in(_StandInCallable, theirs)
+        _set_function(made, ours)
+    except Exception:
+        log.debug("nothing can look like %s", type(theirs), exc_info=True)
+        return functools.partial(ours, None)
     return made
-
-
-def _connection(environ: dict[str, Any]) -> Any:
-    """Return the client's connection, a socket or a file descriptor, where the server gives it to the application."""
-    connection = environ.get("gunicorn.socket")
-    return _find_connection() if connection is None else connection
 
 
 def _path(environ: dict[str, Any]) -> str:
