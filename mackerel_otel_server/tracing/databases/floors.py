@@ -14,8 +14,8 @@ _FLOORS: Final[dict[str, dict[str, str]]] = {
     "mysql": {"mysql-connector-python": "8.0.28"},
     # SQLAlchemy 2.0 and Django 4.2 take no older ones.
     "psycopg": {"psycopg": "3.0.7"},
-    # From 2023, the year before the storage format became stable with 1.0; files of older releases have been rewritten.
-    "duckdb": {"duckdb": "0.8.1"},
+    # Older ones take the variables of all Python functions that wait for a query for tables, ours among them.
+    "duckdb": {"duckdb": "1.1.0"},
     # A part of Python.
     "sqlite3": {},
 }
