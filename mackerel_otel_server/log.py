@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 NAME = "mackerel_otel_server"
 _SERVERS = ("uvicorn.error", "hypercorn.error", "werkzeug", "waitress")
@@ -15,15 +17,72 @@ _format_exception = logging.Formatter().formatException
 _write_to_host: Callable[[logging.LogRecord], None] | None = None
 
 
+def _standard_error() -> os.stat_result | None:
+    try:
+        return os.fstat(2)
+    except OSError:
+        return None
+
+
+_standard_error_at_start = _standard_error()
+
+
 class _HostHandler(logging.Handler):
-    """Hand a record to the host server, or where none is known to whoever logs in this process."""
+    """Hand a record to the host server, or where none is known to whoever logs in this process. Never raises."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             (_write_to_host or _write)(record)
         except Exception:
-            # Like logging itself: a line that cannot be written is no reason to fail.
-            self.handleError(record)
+            # A line that cannot be written is no reason to fail, nor for a traceback in the application's output.
+            _write_to_descriptor(record)
+
+
+def _hand_over(logger: logging.Logger, record: logging.LogRecord, *, plain: logging.LogRecord) -> None:
+    """Call the handlers of a logger and of its parents, but for those whose stream is closed.
+
+    Such a handler would print ``--- Logging error ---``, as happens at the exit of a process that has closed its
+    streams before.
+
+    Args:
+        logger: Whose handlers to call.
+        record: What they get.
+        plain: What is written to standard error where none of them can write.
+    """
+    handlers: list[logging.Handler] = []
+    current: logging.Logger | None = logger
+    while current is not None:
+        handlers += current.handlers
+        current = current.parent if current.propagate else None
+    if not handlers and logging.lastResort is not None:
+        handlers = [logging.lastResort]
+    wanted = [handler for handler in handlers if record.levelno >= handler.level]
+    usable = [handler for handler in wanted if not _is_closed(handler)]
+    for handler in usable:
+        handler.handle(record)
+    if wanted and not usable:
+        _write_to_descriptor(plain)
+
+
+def _is_closed(handler: logging.Handler) -> bool:
+    if not isinstance(handler, logging.StreamHandler):
+        return False
+    stream = handler.stream
+    if stream is None:
+        # A file that will be opened for the first line; no stream at all where a daemon has no standard error.
+        return not isinstance(handler, logging.FileHandler)
+    return bool(getattr(stream, "closed", False))
+
+
+def _write_to_descriptor(record: logging.LogRecord) -> None:
+    """Write a line to standard error without Python's stream, if the descriptor is still what it was at the start.
+
+    A process that has closed it may have got the same number for a connection.
+    """
+    with suppress(Exception):
+        now = _standard_error()
+        if now is not None and _standard_error_at_start is not None and os.path.samestat(now, _standard_error_at_start):
+            os.write(2, f"[{NAME}] {record.levelname.lower()}: {text(record)}\n".encode("utf-8", "backslashreplace"))
 
 
 def _make_logger() -> logging.Logger:
@@ -62,7 +121,11 @@ def to_stderr() -> None:
     """Send every line of level INFO and above to standard error."""
 
     def write(record: logging.LogRecord) -> None:
-        if record.levelno >= logging.INFO:
+        if record.levelno < logging.INFO:
+            return
+        if sys.stderr is None or sys.stderr.closed:
+            _write_to_descriptor(record)
+        else:
             print(f"[{NAME}] {record.levelname.lower()}: {text(record)}", file=sys.stderr, flush=True)
 
     to_host(write)
@@ -80,8 +143,8 @@ def _write(record: logging.LogRecord) -> None:
             _write_to_server(log_of_server, record)
             return
     logger = logging.getLogger(NAME)
-    if logger.isEnabledFor(record.levelno):
-        logger.handle(record)
+    if logger.isEnabledFor(record.levelno) and logger.filter(record):
+        _hand_over(logger, record, plain=record)
 
 
 def _write_to_server(error_log: logging.Logger, record: logging.LogRecord) -> None:
@@ -89,4 +152,4 @@ def _write_to_server(error_log: logging.Logger, record: logging.LogRecord) -> No
     if record.levelno >= error_log.getEffectiveLevel():
         # The handlers are shared with the server's own lines, which do not say who speaks.
         named = logging.makeLogRecord({**vars(record), "msg": f"{NAME}: {record.getMessage()}", "args": None})
-        error_log.callHandlers(named)
+        _hand_over(error_log, named, plain=record)

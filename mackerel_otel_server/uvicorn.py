@@ -40,10 +40,9 @@ def _stop_after_shutdown(module: ModuleType) -> None:
     """
     import asyncio  # not where uvicorn is not
 
-    original = getattr(module.Server, "shutdown", None)
-    if original is None:
-        log.debug("uvicorn's server has no shutdown(): spans of its last seconds are lost at TERM")
-        return
+    original = module.Server.shutdown
+    if not asyncio.iscoroutinefunction(original):
+        raise TypeError("Server.shutdown is no coroutine function")
 
     @imitates(original)
     async def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
