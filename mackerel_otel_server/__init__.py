@@ -53,6 +53,9 @@ def instrument(
 def shutdown(timeout: float | None = None) -> bool:
     """Send what is queued and end tracing in this process; the servers' hooks and Python's exit do it by themselves.
 
+    Spans that are under way are lost, requests that begin later are served untraced, and nothing starts tracing again.
+    A process that is forked later traces.
+
     Args:
         timeout: Seconds that this may take; None for ``MACKEREL_OTEL_SHUTDOWN_TIMEOUT``.
 
