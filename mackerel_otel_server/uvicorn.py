@@ -38,10 +38,12 @@ def _stop_after_shutdown(module: ModuleType) -> None:
     uvicorn then raises the signal again that made it stop, with the default action (``Server.capture_signals()``): at
     TERM neither Gunicorn's worker_exit nor Python's atexit runs.
     """
-    import asyncio  # not where uvicorn is not
+    # Not where uvicorn is not.
+    import asyncio
+    import inspect
 
     original = module.Server.shutdown
-    if not asyncio.iscoroutinefunction(original):
+    if not inspect.iscoroutinefunction(original):
         raise TypeError("Server.shutdown is no coroutine function")
 
     @imitates(original)
