@@ -32,7 +32,8 @@ def imitates(original: Any, *, with_attributes: bool = True) -> Callable[[_Funct
         try:
             function.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
         except (ValueError, TypeError):
-            # Written in C, without a signature.
+            # Written in C, without a signature, as the function must be then.
+            vars(function).pop("__signature__", None)
             log.debug("%r has no signature", original)
         return function
 

@@ -329,6 +329,18 @@ def test_any_scope_reaches_the_application_as_it_was_and_makes_one_span(
     assert not [record for record in caplog.records if not record.name.startswith("opentelemetry.")]
 
 
+def test_addresses_that_can_be_read_only_once_are_left_to_the_application(spans: Spans) -> None:
+    async def application(scope: Any, _receive: Any, send: Any) -> None:
+        assert [*scope["server"], *scope["client"]] == ["127.0.0.1", 8000, "192.0.2.1", 1234]
+        await send(START)
+        await send(LAST)
+
+    scope = scope_of(server=iter(("127.0.0.1", 8000)), client=iter(("192.0.2.1", 1234)))
+    assert Server().run(mackerel_otel_server.trace_asgi(application), scope) is None
+    (span,) = spans()
+    assert "client.address" not in (span.attributes or {})
+
+
 def test_headers_that_can_be_read_only_once_are_left_to_the_application(spans: Spans) -> None:
     async def application(scope: Any, _receive: Any, _send: Any) -> None:
         assert list(scope["headers"]) == [(b"host", b"a")]

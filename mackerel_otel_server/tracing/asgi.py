@@ -99,16 +99,16 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
         ):
             return None
         get = scope.get
+        # The specification allows any iterables, but what can be read only once belongs to the application.
         options = request.options
         headers = get("headers")
         if not isinstance(headers, (list, tuple)):
-            # The specification allows any iterable, but what can be read only once belongs to the application.
             headers = ()
         # Of a header that came twice, the last; extract() reads them all.
         by_name = dict(headers)
         parent = request.extract(headers, _GETTER, has_headers=b"traceparent" in by_name or b"baggage" in by_name)
         scheme = get("scheme") or _SCHEMES[scope["type"]]
-        name, port = get("server") or ("", None)
+        name, port = _pair(get("server"))
         # uvicorn has None there for the port, Gunicorn a character of the path.
         is_unix = not isinstance(port, int)
         host = by_name.get(b"host", b"").decode("latin-1") or ("" if is_unix else f"{name}:{port}")
@@ -116,7 +116,6 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
         excluded = options.excluded_urls.get("asgi")
         if excluded is not None and excluded.search(f"{scheme}://{host}{path}"):
             return _AsgiRequest.begin_excluded(application, parent, scope)
-        client = get("client")
         method, attributes = http.request_attributes(
             options,
             # A WebSocket's handshake is a GET, and its scope has no method.
@@ -126,7 +125,7 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
             query=http.quoted(get("query_string", b"").decode("latin-1")),
             host=host,
             is_unix=is_unix,
-            client=client[0] if client else "",
+            client=_pair(get("client"))[0],
             version=get("http_version", ""),
             user_agent=by_name.get(b"user-agent", b"").decode("latin-1"),
         )
@@ -282,6 +281,10 @@ def _note_error(begun: Request, error: BaseException) -> None:
             begun.failed(error)
     elif not isinstance(error, GeneratorExit):
         begun.failed(error)
+
+
+def _pair(address: Any) -> Any:
+    return address if isinstance(address, (list, tuple)) and len(address) > 1 else ("", None)
 
 
 def _path(scope: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 from wrapt import ObjectProxy
 
-from mackerel_otel_server.imitation import CallableProxy
+from mackerel_otel_server.imitation import CallableProxy, imitates
 from mackerel_otel_server.tracing.databases.connections import Driver, Place, moved
 from mackerel_otel_server.tracing.databases.drivers.current_database import named_by_use
 from mackerel_otel_server.tracing.databases.drivers.patching import put_in_place
@@ -41,7 +40,7 @@ def pyodbc(module: Any) -> None:
         for name, method in vars(ours).items():
             # Older releases lack some of them.
             if inspect.isfunction(method) and not name.startswith("_") and hasattr(theirs, name):
-                functools.update_wrapper(method, getattr(theirs, name))
+                imitates(getattr(theirs, name))(method)
 
 
 def _pairs(text: Any) -> dict[str, str]:
