@@ -137,7 +137,10 @@ def _write(record: logging.LogRecord) -> None:
     Looked up for each line: a server sets its log up when it is called, maybe after the application.
     """
     for name in _SERVERS:
-        log_of_server = logging.getLogger(name)
+        # Not getLogger(): a logger that this made would be switched off by dictConfig's disable_existing_loggers.
+        log_of_server = logging.Logger.manager.loggerDict.get(name)
+        if not isinstance(log_of_server, logging.Logger):
+            continue
         # Only the server itself gives its log a level, when it runs.
         if log_of_server.level and log_of_server.hasHandlers() and record.levelno >= log_of_server.level:
             _write_to_server(log_of_server, record)

@@ -127,6 +127,7 @@ def test_a_body_can_do_what_it_can_without_us() -> None:
         assert {body: 1}[plain] == 1
         for made in copy.copy(body), copy.deepcopy(body), pickle.loads(pickle.dumps(body)):
             assert (type(made), made) == (Counting, plain)
+        assert (body.__doc__, body.__module__) == (Counting.__doc__, Counting.__module__)
         assert repr(body).startswith(f"<{__name__}.Counting object")
         assert (hasattr(body, "__len__"), hasattr(body, "close"), callable(body)) == (False, False, False)
         two = iter(body), iter(body)
@@ -234,6 +235,10 @@ def test_start_response_is_what_the_server_or_a_middleware_has_made() -> None:
         assert statuses == [200, 200, 200]
     method, instance, plain = seen
     assert (method.__self__, method.__name__, inspect.ismethod(method)) == (sent, "start_response", True)
+    assert inspect.signature(method) == inspect.signature(sent.start_response)
+    assert inspect.getfullargspec(method) == inspect.getfullargspec(sent.start_response)
+    assert (method.__qualname__, method.__module__) == ("Sent.start_response", sent.start_response.__module__)
+    assert repr(method) == repr(sent.start_response)
     assert (isinstance(instance, Own), instance.calls, own.calls) == (True, 1, 1)
     assert (inspect.isfunction(plain), plain.__name__) == (True, "function")
     assert list(inspect.signature(plain).parameters) == ["status", "headers", "exc_info"]
@@ -313,6 +318,27 @@ def test_a_plain_callable_looks_like_itself() -> None:
     assert (repr(traced), traced.__name__, hash(traced)) == (repr(_application), "_application", hash(_application))
     with tracing() as spans:
         copy.deepcopy(traced)(environ(), Sent().start_response)
+        assert len(spans.all) == 1
+
+
+def test_a_class_that_others_inherit_from_as_well_is_left_alone() -> None:
+    class Base:
+        def __call__(self, *args: Any) -> Any:
+            return _application(*args) if len(args) > 1 and callable(args[1]) else args
+
+    class Application(Base):
+        """One of those."""
+
+    class Task(Base):
+        """Another one."""
+
+    original = Base.__call__
+    with tracing() as spans:
+        application, given = trace_wsgi(Application()), {"a": 1}
+        assert (Base.__call__, Task.__call__) == (original, original)
+        assert application(given, 2) == (given, 2) == ({"a": 1}, 2)
+        assert spans.all == ()
+        application(environ(), Sent().start_response)
         assert len(spans.all) == 1
 
 

@@ -10,7 +10,6 @@ first and let the server see the exception then; the end is the same.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from time import time_ns
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
@@ -141,13 +140,16 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
 async def _inside(begun: Request, application: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     """Serve a request that a WSGI application has passed on, in an event loop that knows nothing of its context."""
     token = attach(begun.context)
+    is_same_context = True
     try:
         return await application(*args)
     except BaseException as error:
+        # Where it is GeneratorExit, the coroutine is thrown away, perhaps by another task or thread.
+        is_same_context = not isinstance(error, GeneratorExit)
         _note_error(begun, error)
         raise
     finally:
-        with suppress(ValueError):  # thrown away by another task or thread
+        if is_same_context:
             detach(token)
 
 

@@ -7,6 +7,7 @@ the span ends when the body is exhausted or closed. https://peps.python.org/pep-
 
 from __future__ import annotations
 
+import io
 import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
     from mackerel_otel_server.tracing.request import Request
 
-_COMPLETE: Final = frozenset({list, tuple, bytes, str, type(None), bytearray, memoryview, dict, set, frozenset})
+_COMPLETE: Final = frozenset(
+    {list, tuple, bytes, str, type(None), bytearray, memoryview, dict, set, frozenset, io.BytesIO}
+)
 
 _complete_classes: tuple[type, ...] = ()
 _answered: weakref.WeakKeyDictionary[Any, Request] = weakref.WeakKeyDictionary()
@@ -57,19 +60,20 @@ def followed(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
     Returns:
         What the server is to get: ``body`` itself, or what looks like it.
     """
-    kind = type(body)
-    if kind not in _COMPLETE:
-        try:
-            if isinstance(body, _complete_classes):
-                _answered[body] = begun
-            elif _is_file(body, environ):
-                return _closing(body, begun)
-            elif not _is_complete(body, kind, environ):
-                return _streamed(body, _Sending(begun))
-            elif not hasattr(kind, "__iter__"):
-                _note_no_body(body, begun)
-        except Exception:
-            log.debug("the end of a response is not known", exc_info=True)
+    try:
+        kind = type(body)
+        if kind in _COMPLETE:
+            pass
+        elif isinstance(body, _complete_classes):
+            _answered[body] = begun
+        elif _is_file(body, environ):
+            return _closing(body, begun)
+        elif not _is_complete(body, kind, environ):
+            return _streamed(body, _Sending(begun))
+        elif not hasattr(kind, "__iter__"):
+            _note_no_body(body, begun)
+    except Exception:
+        log.debug("the end of a response is not known", exc_info=True)
     if not begun.status:
         begun.note_takeover()
     begun.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 _OWN: Final = frozenset(
     {"__class__", "__init__", "__new__", "__del__", "__getattribute__", "__getattr__", "__setattr__", "__delattr__"}
     | {"__init_subclass__", "__subclasshook__", "__class_getitem__", "__set_name__"}
-    | {"__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
+    | {"__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__"}
 )
 """Special methods that are not passed on to the original, or in another way."""
 
@@ -85,7 +86,9 @@ def _class_like(kind: type, base: type[StandIn]) -> type:
     passed_on = {name for name in special if callable(getattr(kind, name, None))} - _OWN - own
     methods = {name: _passed_on(name) for name in passed_on}
     unhashable: dict[str, Any] = {"__hash__": None} if kind.__hash__ is None else {}
-    return type(kind.__name__, (base,), {"__slots__": (), "__doc__": kind.__doc__, **methods, **unhashable})
+    # What each class has by itself.
+    attributes = {name: property(attrgetter(f"_mackerel_otel_original.{name}")) for name in ("__doc__", "__module__")}
+    return type(kind.__name__, (base,), {"__slots__": (), **attributes, **methods, **unhashable})
 
 
 def _passed_on(name: str) -> Callable[..., Any]:

@@ -61,11 +61,10 @@ def wrap_class(cls: type, call: Call) -> bool:
     Returns:
         False when its ``__call__`` is no Python function, so that it cannot be replaced.
     """
-    owner = next((base for base in cls.__mro__ if "__call__" in vars(base)), None)
-    original: Any = vars(owner)["__call__"] if owner else None
+    original: Any = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
     if hasattr(original, _WRAPPED):
         return True
-    if owner is None or not _is_function(original):
+    if not _is_function(original):
         return False
 
     traced: Callable[..., Any]
@@ -82,7 +81,8 @@ def wrap_class(cls: type, call: Call) -> bool:
             return call(types.MethodType(original, self), args, kwargs)
 
     vars(traced)[_WRAPPED] = True
-    type.__setattr__(owner, "__call__", traced)
+    # Not in the class that it is inherited from, which other callables may inherit from as well.
+    type.__setattr__(cls, "__call__", traced)
     return True
 
 

@@ -7,6 +7,7 @@ https://peps.python.org/pep-3333/
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ from urllib.parse import quote
 from opentelemetry.context import attach, detach, get_current
 from opentelemetry.propagators.textmap import Getter
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import bodies, gate, http, request, wrapping
 from mackerel_otel_server.tracing.departure import client_has_left
@@ -94,7 +96,14 @@ def trace_class(cls: type) -> None:
 
 def call(application: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a WSGI callable inside a server span, unless its request has one already or this process does not trace."""
-    if len(args) != _ARGUMENTS or kwargs or not isinstance(args[0], dict) or not gate.open_for_request():
+    if (
+        len(args) != _ARGUMENTS
+        or kwargs
+        or not isinstance(args[0], dict)
+        # PEP 3333: it may never be missing. Without it, the application's class is called for something else.
+        or "REQUEST_METHOD" not in args[0]
+        or not gate.open_for_request()
+    ):
         return application(*args, **kwargs)
     environ, start_response = args
     if request.KEY in environ:
@@ -179,9 +188,9 @@ class WsgiRequest(Request):
     def start_response_for(self, theirs: Callable[..., Any]) -> Any:
         """Return what the application gets in the place of the server's ``start_response``, or a middleware's."""
         self._server_start_response = theirs
-        return _in_place_of(theirs, self.start_response)
+        return _in_place_of(theirs, self, "start_response")
 
-    def start_response(self, _owner: Any, *args: Any, **kwargs: Any) -> Any:
+    def start_response(self, *args: Any, **kwargs: Any) -> Any:
         """Pass on to the server, and note the status."""
         if len(args) > _ARGUMENTS or kwargs:
             self._note_error(*args, **kwargs)
@@ -194,14 +203,14 @@ class WsgiRequest(Request):
                 self.add_header_attributes("response", args[1] if len(args) > 1 else kwargs["headers"])
         except Exception:
             log.debug("a response cannot be understood", exc_info=True)
-        return _in_place_of(write, self.write)
+        return _in_place_of(write, self, "write")
 
-    def write(self, _owner: Any, data: Any) -> Any:
+    def write(self, *args: Any, **kwargs: Any) -> Any:
         """Write a part of the body, as PEP 3333 has it for frameworks from before it."""
         if not self.is_sending:
-            self.is_sending = bodies.is_something(data)
+            self.is_sending = any(map(bodies.is_something, (*args, *kwargs.values())))
         try:
-            return self._server_write(data)
+            return self._server_write(*args, **kwargs)
         except OSError as error:
             # The client has left. The number, not the error: its traceback leads back here.
             self._write_error = id(error)
@@ -235,34 +244,57 @@ class _StandInCallable(StandIn):
     __slots__ = ("_mackerel_otel_function",)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _function_of(self)(None, *args, **kwargs)
+        return _function_of(self)(*args, **kwargs)
 
 
 _set_function: Final = _StandInCallable._mackerel_otel_function.__set__  # type: ignore[attr-defined]  # noqa: SLF001
 _function_of: Final[Callable[[Any], Any]] = _StandInCallable._mackerel_otel_function.__get__  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-def _in_place_of(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Any:
-    """Return ``ours`` in a form that looks like ``theirs``.
+_methods: dict[Any, Any] = {}
+"""Functions of servers' classes -> what stands in their places."""
+_REQUEST: Final = "_mackerel_otel_request"
+"""Where a server's own object holds a weak reference to the request that it is for."""
+
+
+def _in_place_of(theirs: Any, begun: WsgiRequest, name: str) -> Any:
+    """Return a method of the request's in a form that looks like the server's function or method.
 
     Applications reach for Gunicorn's response by ``start_response.__self__``.
 
     Args:
-        theirs: A function or method of the server's or of a middleware's.
-        ours: Is called with one argument more, the first, which is of no interest.
+        theirs: Of the server's or of a middleware's; None where a ``start_response`` returns no ``write``.
+        begun: The request.
+        name: Of its method.
     """
-    if type(theirs) is MethodType:
-        return MethodType(ours, theirs.__self__)
-    if theirs is None:
-        # A middleware whose start_response returns no write().
-        return theirs
     try:
+        if type(theirs) is MethodType:
+            # Weak, because the request leads to the server's object.
+            vars(theirs.__self__)[_REQUEST] = weakref.ref(begun)
+            return MethodType(_methods.get(theirs.__func__) or _method_like(theirs.__func__, name), theirs.__self__)
+        if theirs is None:
+            return None
         made = stand_in(_StandInCallable, theirs)
-        _set_function(made, ours)
+        _set_function(made, getattr(begun, name))
     except Exception:
         log.debug("nothing can look like %s", type(theirs), exc_info=True)
-        return functools.partial(ours, None)
+        return getattr(begun, name)
     return made
+
+
+def _method_like(original: Any, name: str) -> Any:
+    """Return what stands in the place of a function of a server's class."""
+
+    @imitates(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        begun = vars(self)[_REQUEST]()
+        # An application may keep it for longer than its request lasts.
+        return original(self, *args, **kwargs) if begun is None else getattr(begun, name)(*args, **kwargs)
+
+    if "<locals>" not in getattr(original, "__qualname__", "<locals>"):
+        # There may be one of the others for each request.
+        _methods[original] = method
+    return method
 
 
 def _path(environ: dict[str, Any]) -> str:

@@ -18,7 +18,8 @@ DatabaseOf = Callable[[Any, tuple[Any, ...], dict[str, Any]], "str | None"]
 _FIRST = frozenset("uU \t\r\n/-#") | frozenset((b"u", b"U", b" ", b"\t", b"\r", b"\n", b"/", b"-", b"#"))
 """What ``USE`` may begin with, white space and comments included; nearly all other queries end here."""
 _USE = re.compile(
-    r"(?:\s|/\*.*?\*/|(?:--|#)[^\n]*\n)*use\s+(?:`((?:[^`]|``)+)`|\[([^\]]+)\]|\"([^\"]+)\"|([^\s;]+))",
+    # Each comment ends at its first end: a pattern that may go on behind that one takes exponential time.
+    r"(?:\s|/\*(?:[^*]|\*(?!/))*\*/|(?:--|#)[^\n]*\n)*use\s+(?:`((?:[^`]|``)+)`|\[([^\]]+)\]|\"([^\"]+)\"|([^\s;]+))",
     re.DOTALL | re.IGNORECASE,
 )
 _LONGEST = 1024
