@@ -19,8 +19,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def imitates(original: Any, *, with_attributes: bool = True) -> Callable[[_Function], _Function]:
     """Return a decorator for a Python function that is going to stand in the place of ``original``.
 
-    Like functools.wraps(), and for who asks with inspect.getfullargspec() as well: that function ignores
-    ``__wrapped__`` and obeys ``__signature__``.
+    It does what functools.wraps() does, and sets ``__signature__``, because inspect.getfullargspec() ignores
+    ``__wrapped__``.
 
     Args:
         original: The function that is replaced.
@@ -30,14 +30,23 @@ def imitates(original: Any, *, with_attributes: bool = True) -> Callable[[_Funct
     def decorate(function: _Function) -> _Function:
         functools.update_wrapper(function, original, updated=("__dict__",) if with_attributes else ())
         try:
-            function.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-        except (ValueError, TypeError):
-            # Written in C, without a signature, as the function must be then.
+            function.__signature__ = _signature(original)  # type: ignore[attr-defined]
+        except Exception:
+            # Written in C, say, without a signature, as the function must be then.
             vars(function).pop("__signature__", None)
             log.debug("%r has no signature", original)
         return function
 
     return decorate
+
+
+def _signature(function: Any) -> inspect.Signature:
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format
+
+        # Names that are imported for type checkers only stay names.
+        return inspect.signature(function, annotation_format=Format.FORWARDREF)
+    return inspect.signature(function)
 
 
 class CallableProxy(wrapt.CallableObjectProxy):  # type: ignore[misc, type-arg, unused-ignore]  # generic since wrapt 2

@@ -240,6 +240,9 @@ def _stop(pipeline: Pipeline, timeout: float) -> tuple[bool, BaseException | Non
                 return pipeline.stop(max(deadline - time.monotonic(), 0.0)), interruption
             except (SystemExit, KeyboardInterrupt) as error:  # noqa: PERF203 - hardly ever more than once
                 interruption = error
+            except Exception:
+                log.exception("spans may be lost: the pipeline did not stop")
+                return False, interruption
     finally:
         # Also after an error: a signal handler that waits for the end of this would ignore all signals for ever.
         _is_stopping = False

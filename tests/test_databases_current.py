@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -227,3 +228,12 @@ report(asked=asked)
 )
 def test_a_statement_use_is_understood(query: Any, name: str | None) -> None:
     assert named_by_use(query) == name
+
+
+@pytest.mark.parametrize(
+    "text", ["/* a */\n" * 60 + "SELECT 1", "/*/*" * 200, "-- a\n" * 200 + "u", "/**/" * 250 + " us"]
+)
+def test_comments_before_a_statement_cost_no_time(text: str) -> None:
+    began = time.monotonic()
+    assert named_by_use(text) is None
+    assert time.monotonic() - began < 1

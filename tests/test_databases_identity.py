@@ -318,3 +318,27 @@ report(same=lay_below(Own, sqlite3.Connection, Fields) is Own, bases=Own.__bases
 """
     )
     assert result.facts == {"same": True, "bases": True}
+
+
+def test_a_class_of_connections_that_resists_is_opened_all_the_same(run: Run) -> None:
+    result = run("""
+import sqlite3
+databases.register()
+class Strict(sqlite3.Connection):
+    def __setattr__(self, name, value):
+        raise ValueError(name)
+class Meta(type):
+    def mro(cls):
+        found = super().mro()
+        if found[1] is not sqlite3.Connection:
+            raise LookupError("another base")
+        return found
+class Own(sqlite3.Connection, metaclass=Meta):
+    pass
+answers = []
+for factory in Strict, Own:
+    with closing(sqlite3.connect(":memory:", factory=factory)) as connection, parent():
+        answers.append([type(connection) is factory, connection.execute("SELECT 1").fetchone()[0]])
+report(answers=answers)
+""")
+    assert result.facts["answers"] == [[True, 1], [True, 1]]

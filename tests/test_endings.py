@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import DEADLINE, Server, environment, gunicorn, running, server_span, server_spans, uwsgi, wait_until
+from test_wsgi_span import environ, tracing
 
+from mackerel_otel_server import trace_wsgi
 from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 
 CLASSES = [["-k", "sync"], ["-k", "gthread", "--threads", "2"], ["-k", "gevent"]]
@@ -209,3 +212,27 @@ def test_what_fails_after_the_last_part_of_a_response_is_a_span_of_its_own(
     assert events["/wrong"] == (["wrong"], []), log
     # The middleware ends the response before it passes the exception on.
     assert events["/midstream"] == (([], [(*late, "midstream")]) if "behind" in name else (["midstream"], [])), log
+
+
+def test_an_error_that_only_looks_like_a_client_that_left_stays_one() -> None:
+    def application(environ: Any, start_response: Any) -> Any:
+        write = start_response("200 OK", [])
+        with suppress(OSError):
+            write(b"x")
+        raise OSError(environ["errno"], "upstream refused")
+
+    def start_response(*_args: Any) -> Any:
+        def write(_data: bytes) -> None:
+            raise BrokenPipeError
+
+        return write
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.shutdown(socket.SHUT_WR)
+        for number in 5, None:
+            with tracing() as spans:
+                made = environ(errno=number, **{"gunicorn.socket": ours})
+                with pytest.raises(OSError, match="upstream refused"):
+                    trace_wsgi(application)(made, start_response)
+                assert spans.errors == ["OSError"], number

@@ -103,3 +103,14 @@ def test_under_gunicorn_a_handler_whose_stream_is_closed_at_exit_prints_no_error
         log = server.stop()
     assert "FAILED" not in log, log
     assert "mackerel_otel_server] info: sent 2 spans in" in log, log
+
+
+def test_a_line_makes_no_logger_that_an_application_would_switch_off() -> None:
+    script = """
+import logging, logging.config
+from mackerel_otel_server.log import log
+log.info("a line")
+print(sorted(logging.Logger.manager.loggerDict))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "['mackerel_otel_server']\n"

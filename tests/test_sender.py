@@ -385,6 +385,22 @@ def test_flush_returns_at_once_when_the_sender_has_stopped(worker: Make) -> None
     assert worker(server.url).sender.stop(DEADLINE)
 
 
+def test_flush_returns_at_once_after_a_stop_that_has_raised(worker: Make) -> None:
+    made = worker("http://127.0.0.1:9/v1/traces")
+
+    def fail() -> None:
+        raise RuntimeError("of our own")
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Nothing else makes it fail.
+        patch.setattr(made.sender._book.exporter, "wake", fail)  # noqa: SLF001
+        with pytest.raises(RuntimeError, match="of our own"):
+            made.sender.stop(float("inf"))
+    began = time.monotonic()
+    made.sender.flush(30)
+    assert time.monotonic() - began < 5
+
+
 def test_stop_ends_a_flush_in_another_thread(worker: Make) -> None:
     with FaultServer(Step(act=never)) as server:
         process = worker(server.url)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import itertools
 import json
 import os
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from mackerel_otel_server import trace_asgi, trace_wsgi
 from mackerel_otel_server.cli.receiver.receiver import Receiver
-from mackerel_otel_server.tracing import request
+from mackerel_otel_server.tracing import bodies, gate, request
 
 Application = Callable[..., Any]
 
@@ -319,6 +321,73 @@ def test_a_plain_callable_looks_like_itself() -> None:
     with tracing() as spans:
         copy.deepcopy(traced)(environ(), Sent().start_response)
         assert len(spans.all) == 1
+
+
+class _Unhashable(type):
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other
+
+
+def test_a_body_whose_class_has_no_hash_reaches_the_server_and_ends_the_span() -> None:
+    class Odd(Counting, metaclass=_Unhashable):
+        pass
+
+    with tracing() as spans:
+        assert list(trace_wsgi(_answering(lambda: Odd(b"x")))(environ(), Sent().start_response)) == [b"x"]
+        assert len(spans.all) == 1
+
+
+def test_a_body_that_can_be_read_is_a_stream_where_the_server_sends_no_files() -> None:
+    class Readable(Counting):
+        def read(self) -> bytes:
+            return b""
+
+    with tracing() as spans:
+        made = environ()
+        made.pop("wsgi.file_wrapper", None)
+        body: Any = trace_wsgi(_answering(lambda: Readable(b"x")))(made, Sent().start_response)
+        assert not hasattr(body, "close")
+        assert spans.all == ()
+        assert list(body) == [b"x"]
+        assert len(spans.all) == 1
+
+
+def test_a_complete_response_that_its_environ_leads_to_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Response(Counting):
+        __hash__ = object.__hash__
+        __eq__ = object.__eq__
+
+    class Lazy(Response):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"lazy"
+
+    def application(environ: Any, start_response: Any) -> Any:
+        ok(start_response)
+        environ["response"] = response = environ["make"](b"x")
+        return response
+
+    monkeypatch.setattr(bodies, "_complete_classes", (Response,))
+    with tracing() as spans:
+        made = environ(make=Response)
+        body: Any = trace_wsgi(application)(made, Sent().start_response)
+        assert (type(body), len(spans.all)) == (Response, 1)
+        bodies.failed_to_close(body, LookupError("late"))
+        assert [span.name for span in spans.all] == ["GET", "after response"]
+        # Tracing has ended meanwhile.
+        monkeypatch.setattr(gate, "active", False)
+        bodies.failed_to_close(body, LookupError("later"))
+        monkeypatch.setattr(gate, "active", True)
+        assert len(spans.all) == 2
+        forgotten = weakref.ref(body)
+        del made, body
+        gc.collect()
+        assert forgotten() is None
+        lazy = trace_wsgi(application)(environ(make=Lazy), Sent().start_response)
+        assert len(spans.all) == 2
+        assert list(lazy) == [b"lazy"]
+        assert len(spans.all) == 3
 
 
 def test_a_class_that_others_inherit_from_as_well_is_left_alone() -> None:

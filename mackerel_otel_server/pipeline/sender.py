@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -118,7 +119,7 @@ class Sender:
         self._queue: deque[EncodedSpan] = deque()
         self._queued_bytes = 0
         # Its put() may be called by a signal handler that has interrupted another put(), unlike an Event's set().
-        self._wake: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
+        self._wake: queue.SimpleQueue[queue.SimpleQueue[None] | None] = queue.SimpleQueue()
         self._is_woken = False
         self._finished = _Count()
         self._full = _Count()
@@ -134,8 +135,8 @@ class Sender:
         self._stop_by: float | None = None
         self._too_late: _Count | None = None
         """Counts the spans that end when this sender has stopped; None until then."""
-        self._flushes: set[threading.Event] = set()
-        """One event for each thread that waits in flush()."""
+        self._flushes: set[queue.SimpleQueue[None]] = set()
+        """One for each thread that waits in flush(): a signal handler may end the wait that it has interrupted."""
         self.why_unsent = NOT_IN_TIME
         """Why what was left when this sender stopped is lost."""
         # Stays of the same kind as the thread. What an Event waits with becomes gevent's when that patches the standard
@@ -192,14 +193,16 @@ class Sender:
         Returns:
             Whether nothing was left after ``timeout`` seconds.
         """
-        done = threading.Event()
-        # Before the look at the end, so that one of the two sees the other.
+        # Of the same kind as the thread, see _running.
+        done: queue.SimpleQueue[None] = type(self._wake)()  # type: ignore[assignment]
+        # Before this thread looks whether the sender has stopped: stop() ends the waits that it finds here.
         self._flushes.add(done)
         self._wake.put(done)
         if self._stop_by is not None:
             timeout = min(timeout, self._stop_by - time.monotonic())
         if self._too_late is None:
-            done.wait(timeout)
+            with suppress(queue.Empty):
+                done.get(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
         self._flushes.discard(done)
         return not self.counts().queued
 
@@ -232,19 +235,21 @@ class Sender:
         Returns:
             Whether every span that this process finished was delivered.
         """
-        if self._is_failing():
-            timeout = min(timeout, AFTER_A_FAILURE)
+        timeout = min(timeout, AFTER_A_FAILURE if self._is_failing() else threading.TIMEOUT_MAX)
         self._stop_by = time.monotonic() + timeout
-        self._book.exporter.wake()
-        self._wake.put(None)
-        if timeout > 0 and self._running.acquire(timeout=timeout):
-            self._running.release()
-            if not self._last_failed:
-                # What has ended since the thread looked for the last time.
-                self.rescue(self._stop_by - time.monotonic())
-        if timeout > 0 and self._is_failing():
-            self.why_unsent = AFTER_FAILED_ATTEMPT
-        self._give_up()
+        try:
+            self._book.exporter.wake()
+            self._wake.put(None)
+            if timeout > 0 and self._running.acquire(timeout=timeout):
+                self._running.release()
+                if not self._last_failed:
+                    # What has ended since the thread looked for the last time.
+                    self.rescue(self._stop_by - time.monotonic())
+            if timeout > 0 and self._is_failing():
+                self.why_unsent = AFTER_FAILED_ATTEMPT
+        finally:
+            # Also where something has raised: who waits in flush() would wait for nothing.
+            self._give_up()
         return self.counts().delivered == self._finished.value()
 
     def too_late(self) -> int:
@@ -265,7 +270,7 @@ class Sender:
 
     def _let_flushes_return(self) -> None:
         for done in list(self._flushes):
-            done.set()
+            done.put(None)
 
     def counts(self) -> Counts:
         """Return what became of the spans so far."""
@@ -319,7 +324,7 @@ class Sender:
             # In a pause, a full queue is no reason to wake this thread with every span.
             self._is_woken = time.monotonic() < self._paused_until
             if asked is not None:
-                asked.set()
+                asked.put(None)
         # What came while the last batch was under way.
         self._try_to_send(drain=True)
         self._book.exporter.close()

@@ -99,7 +99,7 @@ class _Processors(SynchronousMultiSpanProcessor):
 
 
 def _span_class(tracer: Tracer) -> type[QuickSpan]:
-    """Return the class of the spans of a provider's tracers; what all these spans have in common, it has.
+    """Return the class of the spans of a provider's tracers. It holds the fields that all these spans have in common.
 
     Raises:
         Exception: The SDK's spans have other fields than those known here, or are to be cut.
@@ -272,7 +272,7 @@ class QuickSpan(Span):
 _LATER: Final[dict[str, Callable[[SpanLimits], Any]]] = {
     "_events": lambda limits: BoundedList(limits.max_events),
     "_links": lambda limits: BoundedList(limits.max_links),
-    # Which a signal handler may meet that its own thread holds.
+    # A signal handler may ask for the lock while the thread that it has interrupted holds it.
     "_lock": lambda _limits: threading.RLock(),
 }
 """Fields that most spans of ours never need."""

@@ -165,7 +165,7 @@ async def _serve(
 
     async def send_and_note(*args: Any, **named: Any) -> None:
         nonlocal connection_error
-        message = named["message"] if named else args[-1]
+        (message,) = named.values() if named else args[-1:]
         if is_http and begun.is_sending and begun.span is not None and _is_last(begun, message):
             _end_of_response(begun)
         try:

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.context import attach, detach, get_current
 
 from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing import request
 from mackerel_otel_server.tracing.standing_in import StandIn, original_of, stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from opentelemetry.context import Context
 
     from mackerel_otel_server.tracing.request import Request
 
@@ -27,8 +30,11 @@ _COMPLETE: Final = frozenset(
 )
 
 _complete_classes: tuple[type, ...] = ()
-_answered: weakref.WeakKeyDictionary[Any, Request] = weakref.WeakKeyDictionary()
-"""Complete responses of a framework's own class, and their requests, whose spans have ended."""
+_answered: weakref.WeakKeyDictionary[Any, Context] = weakref.WeakKeyDictionary()
+"""Complete responses of a framework's own class -> the contexts of their requests, whose spans have ended.
+
+Not the requests themselves: an application may keep a response in its environ, which would keep both for ever.
+"""
 
 
 def add_complete_class(cls: type) -> None:
@@ -43,8 +49,8 @@ def add_complete_class(cls: type) -> None:
 def failed_to_close(response: Any, error: BaseException) -> None:
     """Note an exception that the ``close()`` of a complete response has raised. Never raises."""
     try:
-        if (begun := _answered.get(response)) is not None:
-            begun.record(error)
+        if (context := _answered.get(response)) is not None:
+            request.record_late(error, context)
     except Exception:
         log.debug("an exception is not noted", exc_info=True)
 
@@ -64,8 +70,8 @@ def followed(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
         kind = type(body)
         if kind in _COMPLETE:
             pass
-        elif isinstance(body, _complete_classes):
-            _answered[body] = begun
+        elif isinstance(body, _complete_classes) and not _makes_its_parts(kind):
+            _answered[body] = begun.context
         elif _is_file(body, environ):
             return _closing(body, begun)
         elif not _is_complete(body, kind, environ):
@@ -78,6 +84,11 @@ def followed(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
         begun.note_takeover()
     begun.end()
     return body
+
+
+def _makes_its_parts(kind: Any) -> bool:
+    """Tell whether an application's subclass of a framework's class iterates in its own way."""
+    return all(kind.__iter__ is not cls.__iter__ for cls in _complete_classes)  # type: ignore[attr-defined]
 
 
 def _is_complete(body: Any, kind: Any, environ: dict[str, Any]) -> bool:
@@ -103,8 +114,8 @@ def _is_buffer(body: Any) -> bool:
     """Tell whether uWSGI may send the very object as a whole, without iterating over it.
 
     It does so with what is an instance of ``bytes`` and, under ``wsgi-accept-buffer``, with any buffer
-    (``uwsgi_python_send_body()`` in plugins/python/wsgi_subhandler.c). What it does not send so is no body either: it
-    yields numbers.
+    (``uwsgi_python_send_body()`` in plugins/python/wsgi_subhandler.c). A buffer that uWSGI iterates over instead is no
+    body, because it yields numbers.
     """
     try:
         memoryview(body).release()
@@ -214,6 +225,8 @@ def _is_file(body: Any, environ: dict[str, Any]) -> bool:
     Gunicorn and wsgiref look for the class that ``wsgi.file_wrapper`` is; uWSGI compares with the file it was given.
     """
     wrapper = environ.get("wsgi.file_wrapper")
+    if wrapper is None:
+        return False
     return isinstance(body, wrapper) if isinstance(wrapper, type) else hasattr(body, "read")
 
 
@@ -225,7 +238,8 @@ class _Close:
     def __init__(self, body: Any, begun: Request) -> None:
         self._begun = begun
         self._theirs = own = vars(body).get("close")
-        # An object of Gunicorn's or wsgiref's has its close() for itself, and shall not hold itself alive by ours.
+        # The wrappers of Gunicorn and wsgiref keep a close() in themselves. A strong reference from our close() to such
+        # a wrapper would make a cycle.
         self._find: Callable[[], Any] = (lambda: body) if own is None else weakref.ref(body)
 
     def __call__(self) -> Any:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
-"""What Gunicorn's workers take for a normal end. uWSGI's errors have no number."""
+"""The numbers of errors that Gunicorn's workers take for a normal end of a connection."""
 
 
 def client_has_left(error: BaseException, find_connection: Callable[[], Any]) -> bool:
@@ -30,7 +30,8 @@ def client_has_left(error: BaseException, find_connection: Callable[[], Any]) ->
         import select
 
         connection = find_connection()
-        if connection is None:
+        if connection is None or (error.errno is None and not isinstance(connection, int)):
+            # An error without a number is uWSGI's, which tells a descriptor, or that of a library.
             return False
         # gevent's poll() knows no such flag.
         poll = original("select", "poll")()

@@ -11,7 +11,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 from mackerel_otel_server.http_options import EXCLUDED, HttpOptions
 from mackerel_otel_server.log import log
 from mackerel_otel_server.native import is_free, thread_ident
-from mackerel_otel_server.tracing import exceptions, http, inflight, routes, wrapping
+from mackerel_otel_server.tracing import exceptions, gate, http, inflight, routes, wrapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,8 +81,8 @@ def announce_trace_id(callback: Callable[[str], None]) -> None:
 class Request:
     """A request under way. Its methods never raise.
 
-    Whoever makes one sees to its end, also where the server just forgets what it was given: a request itself may be
-    held by what it left behind, a traceback above all.
+    Whoever makes a request sees to its end, also where the server just forgets what it was given. A request cannot do
+    that in a __del__() of its own, because a traceback that it left behind may hold it.
 
     Attributes:
         token: What stands for it in an environ or scope.
@@ -98,12 +98,13 @@ class Request:
         has_given_way: Whether another instrumentation makes the span.
         has_trailers: Whether something follows the body.
         is_mounted: Whether ``route`` is that of a mount.
-        is_dropped: Whether the span is never to end, because another instrumentation decides about this application's.
+        is_dropped: Whether the span never ends, because another instrumentation makes the spans of this application.
         thread: The ident of the thread that it began in.
         coroutine: What serves it, where that is one.
     """
 
     # In the class, what most requests never change.
+    span: Span | None = None
     _recorded = 0
     route: str | None = None
     status = 0
@@ -128,7 +129,7 @@ class Request:
         self.application = application
         self._method = method
         self.prefix = prefix
-        self.span: Span | None = span
+        self.span = span
         self.context: Context = trace.set_span_in_context(span, parent)
         self.thread = thread_ident()
         inflight.add(self)
@@ -175,30 +176,18 @@ class Request:
         # The number, not the exception: its traceback leads back here.
         recorded, self._recorded = self._recorded, id(error)
         if recorded and type(error) is SystemError and id(error.__cause__) == recorded:
-            # What CPython makes of the recorded one when uWSGI's start_response has taken it.
+            # uWSGI's start_response takes the exception, which is recorded already. CPython then raises a SystemError
+            # whose cause that exception is.
             return
         try:
             if span is None:
-                self._record_late(error)
+                record_late(error, self.context)
                 return
             self.error_type = exceptions.type_name(error)
             if span.is_recording():
                 span.add_event(exceptions.EVENT, exceptions.event_attributes(error))
         except Exception:
             log.debug("an exception is not recorded", exc_info=True)
-
-    def _record_late(self, error: BaseException) -> None:
-        """Make a span of its own of what fails after the response, below the request's."""
-        ended: Any = trace.get_current_span(self.context)
-        if not isinstance(error, Exception) or not ended.get_span_context().trace_flags.sampled:
-            return
-        attributes = {"error.type": exceptions.type_name(error)} if options.new_names else {}
-        span = _tracer.start_span(
-            AFTER_RESPONSE, self.context, attributes=attributes, start_time=getattr(ended, "end_time", None)
-        )
-        span.add_event(exceptions.EVENT, exceptions.event_attributes(error))
-        span.set_status(Status(StatusCode.ERROR))
-        span.end()
 
     def failed(self, error: BaseException) -> None:
         """Note an exception that leaves the application: the server answers with its own page, if it still can."""
@@ -233,7 +222,7 @@ class Request:
         except Exception:
             log.debug("an exception is not recorded", exc_info=True)
         self.end()
-        # What the request still raises is the killing's doing.
+        # What the request still raises comes from the kill, and needs no span of its own.
         self._has_ended, self._was_killed = False, True
 
     def note_takeover(self) -> None:
@@ -331,6 +320,25 @@ class Request:
             span.set_attribute("error.type", error_type)
         if error_type is not None or status >= http.SERVER_ERROR:
             span.set_status(Status(StatusCode.ERROR))
+
+
+def record_late(error: BaseException, ended: Context) -> None:
+    """Make a span of its own of what fails after the response, below the request's.
+
+    Args:
+        error: What was raised.
+        ended: The context of the request, whose span has ended.
+    """
+    parent: Any = trace.get_current_span(ended)
+    if not (gate.active and isinstance(error, Exception) and parent.get_span_context().trace_flags.sampled):
+        return
+    attributes = {"error.type": exceptions.type_name(error)} if options.new_names else {}
+    span = _tracer.start_span(
+        AFTER_RESPONSE, ended, attributes=attributes, start_time=getattr(parent, "end_time", None)
+    )
+    span.add_event(exceptions.EVENT, exceptions.event_attributes(error))
+    span.set_status(Status(StatusCode.ERROR))
+    span.end()
 
 
 def complain() -> None:

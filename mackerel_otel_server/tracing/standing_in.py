@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 _OWN: Final = frozenset(
     {"__class__", "__init__", "__new__", "__del__", "__getattribute__", "__getattr__", "__setattr__", "__delattr__"}
     | {"__init_subclass__", "__subclasshook__", "__class_getitem__", "__set_name__"}
+    | {"__annotate__", "__annotate_func__"}
     | {"__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__"}
 )
-"""Special methods that are not passed on to the original, or in another way."""
+"""Special methods that StandIn defines itself, or that Python calls for a class and not for an object."""
 
 _classes: dict[type, WeakKeyDictionary[type, type]] = {}
 

@@ -1,12 +1,13 @@
 """One request to a WSGI callable -> one server span, from the call to the end of the response's body.
 
-What the server gets to see of a response is what the application returned, but for a thin iterable around it:
-https://peps.python.org/pep-3333/
+Application and server get what they would give to each other without us, or what looks like it (``bodies``,
+``standing_in``). https://peps.python.org/pep-3333/
 """
 
 from __future__ import annotations
 
 import functools
+import traceback
 import weakref
 from collections.abc import Callable, Iterable
 from types import MethodType
@@ -183,7 +184,6 @@ class WsgiRequest(Request):
 
     _server_start_response: Callable[..., Any]
     _server_write: Callable[[Any], Any]
-    _write_error = 0
 
     def start_response_for(self, theirs: Callable[..., Any]) -> Any:
         """Return what the application gets in the place of the server's ``start_response``, or a middleware's."""
@@ -193,7 +193,7 @@ class WsgiRequest(Request):
     def start_response(self, *args: Any, **kwargs: Any) -> Any:
         """Pass on to the server, and note the status."""
         if len(args) > _ARGUMENTS or kwargs:
-            self._note_error(*args, **kwargs)
+            self._note_error(args, kwargs)
         # What the server refuses is not sent.
         self._server_write = write = self._server_start_response(*args, **kwargs)
         try:
@@ -209,16 +209,13 @@ class WsgiRequest(Request):
         """Write a part of the body, as PEP 3333 has it for frameworks from before it."""
         if not self.is_sending:
             self.is_sending = any(map(bodies.is_something, (*args, *kwargs.values())))
-        try:
-            return self._server_write(*args, **kwargs)
-        except OSError as error:
-            # The client has left. The number, not the error: its traceback leads back here.
-            self._write_error = id(error)
-            raise
+        return self._server_write(*args, **kwargs)
 
-    def _note_error(self, status: Any = "", headers: Any = None, exc_info: Any = None) -> None:  # noqa: ARG002 - PEP 3333's names
+    def _note_error(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the exception that an error page is about."""
         try:
+            status = args[0] if args else kwargs["status"]
+            exc_info = args[_ARGUMENTS] if len(args) > _ARGUMENTS else kwargs.get("exc_info")
             if exc_info and int(status[:_STATUS_DIGITS]) >= http.SERVER_ERROR:
                 self.record(exc_info[1])
         except Exception:
@@ -226,7 +223,7 @@ class WsgiRequest(Request):
 
     def failed(self, error: BaseException) -> None:
         """Note an exception that leaves the application, unless the server takes it for a normal end."""
-        if id(error) == self._write_error or client_has_left(error, self._connection):
+        if _comes_from_write(error) or client_has_left(error, self._connection):
             return
         if isinstance(error, StopIteration) and "gunicorn.socket" in self.carrier:
             # Gunicorn's workers take it for the end of a connection that the application has served by itself.
@@ -238,6 +235,13 @@ class WsgiRequest(Request):
         """Return the client's connection, a socket or a file descriptor, where the server gives it to applications."""
         connection = self.carrier.get("gunicorn.socket")
         return _find_connection() if connection is None else connection
+
+
+def _comes_from_write(error: BaseException) -> bool:
+    """Tell whether an error comes from the server's ``write``: the client has left then."""
+    if not isinstance(error, OSError):
+        return False
+    return any(frame.f_code is WsgiRequest.write.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 class _StandInCallable(StandIn):

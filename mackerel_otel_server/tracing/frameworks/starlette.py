@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import asgi, gate, wrapping
-from mackerel_otel_server.tracing.request import KEY, REST, Request, of
+from mackerel_otel_server.tracing.request import KEY, NO_TOKEN, REST, Request, of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ def _prepare_fastapi(app: Any, scope: Any) -> None:
             telemetry["tracing"] = False
         else:
             # The application has asked for them: they stand for this request.
-            scope.setdefault(KEY, "")
+            scope.setdefault(KEY, NO_TOKEN)
 
 
 def _before(cls: Any, name: str, note: Callable[[Any, Any, Request], None]) -> None:

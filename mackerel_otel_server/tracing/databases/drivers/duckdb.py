@@ -55,7 +55,11 @@ def _as_from(function: Callable[..., Any], *, of_module: bool = False) -> Callab
 
     @imitates(function)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        frame = sys._getframe(ours)  # noqa: SLF001 - its documented use
+        try:
+            frame = sys._getframe(ours)  # noqa: SLF001 - its documented use
+        except ValueError:
+            # Called by C, in a thread that runs no Python.
+            return function(*(args if of_module else (self, *args)), **kwargs)
         variables = {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
         variables[_CALL] = functools.partial(function, *(args if of_module else (self, *args)), **kwargs)
         try:

@@ -60,8 +60,8 @@ def lay_below(factory: Any, driver_class: type, ours: type, default: type | None
                     bases = tuple(ours if base is driver_class else base for base in cls.__bases__)
                     # Not by way of a metaclass of the application's.
                     type.__dict__["__bases__"].__set__(cls, bases)
-        except TypeError:
-            # Written in C, too.
+        except Exception:
+            # A class that is written in C, too, or whose metaclass has an mro() of its own.
             log.debug("the queries of %s cannot be traced", factory, exc_info=True)
     return factory
 

@@ -61,8 +61,10 @@ def sqlite3(module: Any) -> None:
             connection = self.__wrapped__(*args, **kwargs)
             if isinstance(connection, traced_connection):
                 try:
-                    setattr(connection, REMEMBERED, file_name(args[0] if args else kwargs.get("database")))
-                except AttributeError:
+                    # Not by way of a __setattr__() of the application's.
+                    name = file_name(args[0] if args else kwargs.get("database"))
+                    object.__setattr__(connection, REMEMBERED, name)
+                except Exception:
                     # A class of the application's with __slots__: its spans lack the name.
                     log.debug("%s takes no attribute", type(connection))
             return connection
