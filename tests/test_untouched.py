@@ -259,6 +259,8 @@ def test_send_is_the_servers_own_method() -> None:
     async def application(_scope: Any, _receive: Any, send: Any) -> None:
         assert inspect.iscoroutinefunction(send)
         assert send.__self__ is server
+        assert inspect.signature(send) == inspect.signature(server.send)
+        assert (repr(send), send.__name__, copy.copy(send).__self__) == (repr(server.send), "send", server)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body"})
 
@@ -359,6 +361,13 @@ def test_a_complete_response_that_its_environ_leads_to_is_forgotten(monkeypatch:
         __hash__ = object.__hash__
         __eq__ = object.__eq__
 
+        def close(self) -> None:
+            """Do nothing."""
+
+    class Failing(Response):
+        def close(self) -> None:
+            raise LookupError("of its own")
+
     class Lazy(Response):
         def __iter__(self) -> Iterator[bytes]:
             yield b"lazy"
@@ -388,6 +397,11 @@ def test_a_complete_response_that_its_environ_leads_to_is_forgotten(monkeypatch:
         assert len(spans.all) == 2
         assert list(lazy) == [b"lazy"]
         assert len(spans.all) == 3
+        failing = trace_wsgi(application)(environ(make=Failing), Sent().start_response)
+        assert list(failing) == [b"x"]
+        with pytest.raises(LookupError, match="of its own"):
+            failing.close()
+        assert [span.name for span in spans.all[3:]] == ["GET", "after response"]
 
 
 def test_a_class_that_others_inherit_from_as_well_is_left_alone() -> None:

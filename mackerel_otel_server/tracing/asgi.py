@@ -18,6 +18,7 @@ from urllib.parse import quote
 from opentelemetry.context import attach, detach, get_current
 from opentelemetry.propagators.textmap import Getter
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate, http, request, wrapping
 from mackerel_otel_server.tracing.request import Request
@@ -178,8 +179,7 @@ async def _serve(
         if not begun.is_sending and begun.span is not None:
             (_note_http if is_http else _note_websocket)(begun, message)
 
-    # Applications reach for the server's own objects by ``__self__``.
-    ours: Any = MethodType(send_and_note, send.__self__) if type(send) is MethodType else send_and_note
+    ours: Any = _in_place_of(send, send_and_note)
     token = attach(begun.context)
     is_same_context = True
     try:
@@ -198,6 +198,33 @@ async def _serve(
     if begun.has_given_way:
         request.step_aside(begun.application)
     return result
+
+
+_looks: dict[Any, dict[str, Any]] = {}
+"""What each ``send`` of a server's class looks like to ``inspect``."""
+
+
+def _in_place_of(theirs: Any, ours: Any) -> Any:
+    """Return ``ours`` in a form that looks like ``theirs``, by which applications reach for the server's objects."""
+    if type(theirs) is not MethodType:
+        return ours
+    try:
+        original: Any = theirs.__func__
+        look = _looks.get(original)
+        if look is None:
+            look = vars(imitates(original)(lambda *_: None)).copy()
+            if "<locals>" not in original.__qualname__:
+                # There may be one of the others for each request.
+                _looks[original] = look
+        vars(ours).update(look)
+        ours.__name__, ours.__qualname__, ours.__module__ = (
+            original.__name__,
+            original.__qualname__,
+            original.__module__,
+        )
+    except Exception:
+        log.debug("nothing can look like %s", type(theirs), exc_info=True)
+    return MethodType(ours, theirs.__self__)
 
 
 class _AsgiRequest(Request):

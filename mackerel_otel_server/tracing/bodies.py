@@ -70,7 +70,7 @@ def followed(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
         kind = type(body)
         if kind in _COMPLETE:
             pass
-        elif isinstance(body, _complete_classes) and not _makes_its_parts(kind):
+        elif isinstance(body, _complete_classes) and not _has_own_ways(kind):
             _answered[body] = begun.context
         elif _is_file(body, environ):
             return _closing(body, begun)
@@ -86,9 +86,9 @@ def followed(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
     return body
 
 
-def _makes_its_parts(kind: Any) -> bool:
-    """Tell whether an application's subclass of a framework's class iterates in its own way."""
-    return all(kind.__iter__ is not cls.__iter__ for cls in _complete_classes)  # type: ignore[attr-defined]
+def _has_own_ways(kind: Any) -> bool:
+    """Tell whether an application's subclass of a framework's class is iterated or closed in a way of its own."""
+    return all((kind.__iter__, kind.close) != (cls.__iter__, cls.close) for cls in _complete_classes)  # type: ignore[attr-defined]
 
 
 def _is_complete(body: Any, kind: Any, environ: dict[str, Any]) -> bool:
