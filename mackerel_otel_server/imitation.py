@@ -1,4 +1,4 @@
-"""What stands in another callable's place looks like it: to ``inspect``, ``copy`` and ``pickle``, and when printed."""
+"""Callables that replace others look like the originals to ``inspect``, ``copy`` and ``pickle``, and when printed."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ without a problem, because the same problem is news then."""
 
 _others_report_settings = False
 _others_report_arguments = False
-"""Another worker writes to the log what is the same for all, where no process of ours is parent to both."""
+"""Whether another worker writes to the log what is the same for all workers. The parent process writes it where this
+package runs in the parent, too."""
 
 _lock = threading.RLock()
 _started_in_pid = 0

@@ -14,12 +14,13 @@ _FLOORS: Final[dict[str, dict[str, str]]] = {
     "mysql": {"mysql-connector-python": "8.0.28"},
     # SQLAlchemy 2.0 and Django 4.2 take no older ones.
     "psycopg": {"psycopg": "3.0.7"},
-    # Older ones take the variables of all Python functions that wait for a query for tables, ours among them.
+    # An older one looks for tables among the variables of all Python functions that wait for the query, and takes
+    # variables of ours for tables.
     "duckdb": {"duckdb": "1.1.0"},
     # A part of Python.
     "sqlite3": {},
 }
-"""Name as in databases.MODULES -> the distributions that bring the driver -> the release."""
+"""Name as in databases._MODULES -> the distributions that bring the driver -> the release."""
 
 OLDEST: Final[dict[str, str]] = {name: oldest for floors in _FLOORS.values() for name, oldest in floors.items()}
 """Name of a distribution -> its oldest release that is tested."""

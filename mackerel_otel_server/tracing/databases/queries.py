@@ -220,7 +220,8 @@ class _Query:
             log.debug("an error of a query is not recorded", exc_info=True)
 
     def end(self) -> None:
-        # A thread or greenlet that was started meanwhile has copied the context.
+        # A thread or greenlet that was started during this query has a copy of the context, where this query still
+        # stands for the one under way. From now on this query covers no other, and holds no values.
         self.key = self._given = _NOTHING
         try:
             if self._token is not None:
@@ -272,8 +273,8 @@ def _begin(parent: Span, driver: Driver, cursor: Any, query_of: QueryOf, given: 
         operation = operation_of(text)
         span = _get_tracer().start_span(
             operation or driver.system,
-            # The tracer finds the current span itself; a query that has ended is current after its end in what it
-            # started, see _parent().
+            # The tracer finds the current span itself. In a task or thread that was started during a query, that is the
+            # ended span of that query; _parent() has found the parent of that query then.
             trace.set_span_in_context(parent) if isinstance(running, _Query) and running.parent is parent else None,
             SpanKind.CLIENT,
             attributes_of(connection, driver, text, operation),

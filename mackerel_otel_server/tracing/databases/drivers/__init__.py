@@ -9,7 +9,7 @@ from mackerel_otel_server.tracing.databases.drivers import duckdb, mysql, odbc, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Name as in databases.MODULES -> module that is patched once it is imported -> how.
+# Name as in databases._MODULES -> module that is patched once it is imported -> how.
 PATCHES: dict[str, dict[str, Callable[[Any], None]]] = {
     "mysqlclient": {"MySQLdb.connections": mysql.mysqlclient_connections, "MySQLdb.cursors": mysql.mysqlclient_cursors},
     "pymysql": {

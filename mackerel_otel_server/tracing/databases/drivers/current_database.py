@@ -75,7 +75,7 @@ def follow(connection_class: Any, name: str, database_of: DatabaseOf | None) -> 
     if isinstance(method, property):
         follower = property(method.fget, follower, method.fdel, method.__doc__)
     try:
-        # Where it is defined, so that its qualified name leads to what it was replaced with.
+        # The follower replaces the method in the class that defines it: pickle finds a method by its qualified name.
         setattr(owner, name, follower)
     except TypeError:
         # A class written in C.

@@ -61,7 +61,7 @@ def lay_below(factory: Any, driver_class: type, ours: type, default: type | None
                     # Not by way of a metaclass of the application's.
                     type.__dict__["__bases__"].__set__(cls, bases)
         except Exception:
-            # A class that is written in C, too, or whose metaclass has an mro() of its own.
+            # The application's class is written in C, too, or its metaclass has an mro() of its own.
             log.debug("the queries of %s cannot be traced", factory, exc_info=True)
     return factory
 
