@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -548,3 +550,24 @@ report(rows=asyncio.run(main()))
     assert all(database.place.items() <= span["attributes"].items() for span in result.spans)
     assert result.spans[1]["attributes"]["error.type"] == "mysql.connector.errors.ProgrammingError"
     assert "s3cret-value" not in json.dumps(result.spans)
+
+
+def test_mysql_connector_sends_no_span_to_a_server_that_takes_none(
+    run: Run, mysql: dict[str, Any], need: Callable[[str], None]
+) -> None:
+    need("mysql.connector")
+    result = run(
+        """
+import warnings
+warnings.simplefilter("error")
+databases.register()
+with parent():
+    import mysql.connector
+    with closing(mysql.connector.connect(**ADDRESS)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1 AS one")
+        report(answer=cursor.fetchone()[0])
+""",
+        mysql,
+    )
+    assert (result.facts["answer"], result.texts[-1]) == (1, "SELECT 1 AS one")

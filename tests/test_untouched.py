@@ -9,6 +9,8 @@ import itertools
 import json
 import os
 import pickle
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -500,6 +502,63 @@ def test_djangos_responses_stay_what_they_are(tmp_path: Path, receiver: Receiver
     (late,) = (other for other in receiver.spans if other.parent_span_id == span.span_id)
     assert (late.kind, late.status_code) == ("INTERNAL", "ERROR")
     assert late.events[0].attributes["exception.message"] == "in a receiver"
+
+
+FLASK = """
+import mackerel_otel_server
+mackerel_otel_server.instrument()
+from wsgiref.util import setup_testing_defaults
+from flask import Flask, make_response
+from werkzeug.wsgi import ClosingIterator
+
+app = Flask(__name__)
+
+@app.get("/index")
+def index():
+    return "whole"
+
+@app.get("/late")
+def late():
+    response = make_response("whole")
+
+    @response.call_on_close
+    def fail():
+        raise LookupError("in call_on_close")
+
+    return response
+
+@app.get("/stream")
+def stream():
+    return (part for part in ["wh", "ole"])
+
+for path in "/index", "/stream", "/late":
+    environ = {"PATH_INFO": path}
+    setup_testing_defaults(environ)
+    body = app(environ, lambda *args: None)
+    print(type(body) is ClosingIterator, isinstance(body, ClosingIterator), b"".join(body).decode())
+    try:
+        body.close()
+    except LookupError as error:
+        print(error)
+"""
+
+
+def test_flasks_responses_are_complete_but_for_streaming_ones(tmp_path: Path, receiver: Receiver) -> None:
+    command = [sys.executable, "-c", FLASK]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment(receiver), capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout.splitlines() == [
+        "True True whole",
+        "False True whole",
+        "True True whole",
+        "in call_on_close",
+    ]
+    assert len(server_spans(receiver.spans)) == 3
+    span = server_span(receiver, "/late")
+    assert (span.status_code, span.attributes["http.route"]) == ("UNSET", "/late")
+    (late,) = (other for other in receiver.spans if other.parent_span_id == span.span_id)
+    assert (late.kind, late.events[0].attributes["exception.message"]) == ("INTERNAL", "in call_on_close")
 
 
 SCOPE_COPIED = """

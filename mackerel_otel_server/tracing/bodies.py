@@ -25,13 +25,11 @@ if TYPE_CHECKING:
 
     from mackerel_otel_server.tracing.request import Request
 
-_COMPLETE: Final = frozenset(
-    {list, tuple, bytes, str, type(None), bytearray, memoryview, dict, set, frozenset, io.BytesIO}
-)
+_COMPLETE: Final = frozenset({list, tuple, bytes, str, bytearray, memoryview, dict, set, frozenset, io.BytesIO})
 
 _complete_classes: tuple[type, ...] = ()
 _answered: weakref.WeakKeyDictionary[Any, Context] = weakref.WeakKeyDictionary()
-"""Complete responses of a framework's own class -> the contexts of their requests, whose spans have ended.
+"""Complete bodies and responses of a framework's own class -> the contexts of their requests, whose spans have ended.
 
 Not the requests themselves: an application may keep a response in its environ, which would keep both for ever.
 """
@@ -70,13 +68,13 @@ def followed(body: Any, begun: Request, environ: dict[str, Any]) -> Any:
         kind = type(body)
         if kind in _COMPLETE:
             pass
-        elif isinstance(body, _complete_classes) and not _has_own_ways(kind):
+        elif body is begun.complete_body or (isinstance(body, _complete_classes) and not _has_own_ways(kind)):
             _answered[body] = begun.context
         elif _is_file(body, environ):
             return _closing(body, begun)
         elif not _is_complete(body, kind, environ):
             return _streamed(body, _Sending(begun))
-        elif not hasattr(kind, "__iter__"):
+        elif not hasattr(kind, "__iter__") and not (body is None and "uwsgi.version" in environ):
             _note_no_body(body, begun)
     except Exception:
         log.debug("the end of a response is not known", exc_info=True)
@@ -92,6 +90,7 @@ def _has_own_ways(kind: Any) -> bool:
 
 
 def _is_complete(body: Any, kind: Any, environ: dict[str, Any]) -> bool:
+    # uWSGI takes None for an empty body, and other servers fail, see _note_no_body().
     if not (hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")):
         return True
     if isinstance(body, (list, tuple)):

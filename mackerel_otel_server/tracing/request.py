@@ -97,6 +97,7 @@ class Request:
         prefix: Where the server has mounted the application: what its routes begin with.
         has_given_way: Whether another instrumentation makes the span.
         has_trailers: Whether something follows the body.
+        complete_body: What a framework has made of a complete body, so that it looks like a stream.
         is_mounted: Whether ``route`` is that of a mount.
         is_dropped: Whether the span never ends, because another instrumentation makes the spans of this application.
         thread: The ident of the thread that it began in.
@@ -114,6 +115,7 @@ class Request:
     error_type: str | None = None
     has_given_way = False
     has_trailers = False
+    complete_body: Any = None
     is_mounted = False
     coroutine: Any = None
     _was_killed = False

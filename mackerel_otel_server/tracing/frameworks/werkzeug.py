@@ -1,5 +1,6 @@
-"""Werkzeug's dispatcher: the paths at which it mounts applications belong to their routes.
+"""Werkzeug, on which Flask stands: its dispatcher, and its responses.
 
+The paths at which the dispatcher mounts applications belong to their routes:
 https://werkzeug.palletsprojects.com/en/stable/middleware/dispatcher/
 """
 
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
+from mackerel_otel_server.tracing import bodies
 from mackerel_otel_server.tracing.request import of
 from mackerel_otel_server.tracing.wsgi import trace_class
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
-def _hook(module: ModuleType) -> None:
+def _note_mounts(module: ModuleType) -> None:
     cls: Any = module.DispatcherMiddleware
     original = cls.__call__
 
@@ -44,4 +46,47 @@ def _mount(mounts: Any, path: str) -> str:
 
 
 OLDEST: Final = {"werkzeug": ("werkzeug", "2.0")}
-HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {"werkzeug.middleware.dispatcher": _hook}
+
+
+def _know_complete_bodies(module: ModuleType) -> None:
+    """Tell the request which iterator stands for a list of parts, as in nearly all of Flask's responses.
+
+    https://werkzeug.palletsprojects.com/en/stable/wrappers/#werkzeug.wrappers.Response.get_app_iter
+    """
+    cls: Any = module.Response
+    original = cls.get_app_iter
+
+    @imitates(original)
+    def get_app_iter(self: Any, environ: Any) -> Any:
+        body = original(self, environ)
+        try:
+            if self.is_sequence and (begun := of(environ)) is not None:
+                begun.complete_body = body
+        except Exception:
+            log.debug("nobody knows whether a body is complete", exc_info=True)
+        return body
+
+    cls.get_app_iter = get_app_iter
+
+
+def _follow_close(module: ModuleType) -> None:
+    """Note what fails when a complete body is closed, such as a function of Response.call_on_close()."""
+    cls: Any = module.ClosingIterator
+    original = cls.close
+
+    @imitates(original)
+    def close(self: Any) -> Any:
+        try:
+            return original(self)
+        except Exception as error:
+            bodies.failed_to_close(self, error)
+            raise
+
+    cls.close = close
+
+
+HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
+    "werkzeug.middleware.dispatcher": _note_mounts,
+    "werkzeug.wrappers.response": _know_complete_bodies,
+    "werkzeug.wsgi": _follow_close,
+}

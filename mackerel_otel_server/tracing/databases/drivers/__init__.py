@@ -19,6 +19,8 @@ PATCHES: dict[str, dict[str, Callable[[Any], None]]] = {
         "MySQLdb.cursors": mysql.pymysql_cursors,
     },
     "mysql": {
+        "mysql.connector.abstracts": mysql.mysql_connector_propagation,
+        "mysql.connector.aio.abstracts": mysql.mysql_connector_propagation,
         "mysql.connector.connection": mysql.mysql_connector_connections,
         "mysql.connector.connection_cext": mysql.mysql_connector_connections,
         "mysql.connector.aio.connection": mysql.mysql_connector_connections,

@@ -78,6 +78,24 @@ def _pymysql_place(connection: Any) -> Place:
     return Place("mysql", as_str(connection.db), as_str(connection.host), connection.port)
 
 
+def mysql_connector_propagation(module: Any) -> None:
+    """Keep the connector from sending the current span to the server, unless the application sets that attribute.
+
+    It does so wherever a span is recorded, which is our doing, and warns where the server is a MariaDB or an old MySQL.
+    https://dev.mysql.com/doc/connector-python/en/connector-python-opentelemetry.html
+    """
+    original = module.MySQLConnectionAbstract.__init__
+
+    @imitates(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        # Older releases have none.
+        if hasattr(self, "otel_context_propagation"):
+            self.otel_context_propagation = False
+
+    module.MySQLConnectionAbstract.__init__ = init
+
+
 def mysql_connector_cursors(module: Any) -> None:
     """Patch one of the modules with cursors of MySQL Connector/Python: pure Python, C extension or asyncio."""
     for cursor_class in [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]:
