@@ -56,6 +56,16 @@ def _leave(path: str, *, length: int = 0) -> Callable[[Server], bytes]:
     return ask
 
 
+def _ask_by_socket(server: Server, path: Path) -> None:
+    wait_until(path.exists, "the socket", lambda: server.log)
+    connection = http.client.HTTPConnection("shop.example.com", timeout=DEADLINE)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(path))
+    connection.request("GET", "/on-a-unix-socket")
+    assert connection.getresponse().read()
+    connection.close()
+
+
 def _both(
     tmp_path: Path, receiver: Receiver, options: list[str], *asks: Callable[[Server], bytes], app: str = "endings"
 ) -> None:
@@ -160,16 +170,21 @@ def test_a_unix_domain_socket_has_no_port(tmp_path: Path, receiver: Receiver, op
     env = environment(receiver, HOME=str(tmp_path))
     with running(Server([*command, *options, f"{app}:application"], tmp_path / "log", cwd=tmp_path, env=env)) as server:
         server.wait_for_log("worker \\d+ sends traces")
-        wait_until(path.exists, "the socket", lambda: server.log)
-        connection = http.client.HTTPConnection("shop.example.com", timeout=DEADLINE)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.connect(str(path))
-        connection.request("GET", "/on-a-unix-socket")
-        assert connection.getresponse().read()
-        connection.close()
+        _ask_by_socket(server, path)
     attributes = server_span(receiver, "/on-a-unix-socket").attributes
     assert attributes["server.address"] == "shop.example.com"
     assert "server.port" not in attributes
+
+
+def test_a_unix_domain_socket_of_uwsgi_has_no_port(tmp_path: Path, receiver: Receiver) -> None:
+    path = tmp_path / "socket"
+    with uwsgi(tmp_path, f"{UWSGI}http-socket = {path}\n", env=environment(receiver), processes=1) as server:
+        _ask_by_socket(server, path)
+        server.answered += 1
+        server.wait_until_idle()
+    attributes = server_span(receiver, "/on-a-unix-socket").attributes
+    assert attributes["server.address"] == "shop.example.com"
+    assert not {"server.port", "client.address"} & set(attributes)
 
 
 @pytest.mark.parametrize("name", ["flask", "bottle", "falcon", "django", "pyramid", "fastapi"])

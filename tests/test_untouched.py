@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import inspect
 import itertools
@@ -266,12 +267,27 @@ def test_send_is_the_servers_own_method() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body"})
 
+    async def of_a_middleware(_scope: Any, _receive: Any, send: Any) -> None:
+        assert inspect.iscoroutinefunction(send)
+        assert (getattr(send, "mark", None) or send.keywords["mark"]) == "mark"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def passed_on(message: Any, mark: Any = None) -> None:
+        await server.send(message)
+
+    passed_on.mark = "mark"  # type: ignore[attr-defined]
     server = Server()
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     with tracing() as spans:
-        asyncio.run(trace_asgi(application)(scope, None, server.send))
-        assert len(spans.all) == 1
-    assert len(server.sent) == 2
+        for served, send in (
+            (application, server.send),
+            (of_a_middleware, passed_on),
+            (of_a_middleware, functools.partial(passed_on, mark="mark")),
+        ):
+            scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+            asyncio.run(trace_asgi(served)(scope, None, send))
+        assert len(spans.all) == 3
+    assert len(server.sent) == 6
 
 
 def _application(environ: Any, start_response: Any, *, more: int = 1) -> list[bytes]:

@@ -22,6 +22,7 @@ from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import gate, http, request, wrapping
 from mackerel_otel_server.tracing.request import Request
+from mackerel_otel_server.tracing.standing_in import stand_in_callable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -206,9 +207,9 @@ _looks: dict[Any, dict[str, Any]] = {}
 
 def _in_place_of(theirs: Any, ours: Any) -> Any:
     """Return ``ours`` in a form that looks like ``theirs``, by which applications reach for the server's objects."""
-    if type(theirs) is not MethodType:
-        return ours
     try:
+        if type(theirs) is not MethodType:
+            return stand_in_callable(theirs, ours)
         original: Any = theirs.__func__
         look = _looks.get(original)
         if look is None:
@@ -224,6 +225,7 @@ def _in_place_of(theirs: Any, ours: Any) -> Any:
         )
     except Exception:
         log.debug("nothing can look like %s", type(theirs), exc_info=True)
+        return ours
     return MethodType(ours, theirs.__self__)
 
 

@@ -100,3 +100,21 @@ def _passed_on(name: str) -> Callable[..., Any]:
 
     method.__name__ = name
     return method
+
+
+class _Callable(StandIn):
+    __slots__ = ("_mackerel_otel_function",)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _function_of(self)(*args, **kwargs)
+
+
+_set_function: Final = _Callable._mackerel_otel_function.__set__  # type: ignore[attr-defined]  # noqa: SLF001
+_function_of: Final[Callable[[Any], Any]] = _Callable._mackerel_otel_function.__get__  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def stand_in_callable(original: Any, function: Any) -> Any:
+    """Return what looks like a callable and calls another one."""
+    made = stand_in(_Callable, original)
+    _set_function(made, function)
+    return made

@@ -22,13 +22,14 @@ from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import bodies, gate, http, request, wrapping
 from mackerel_otel_server.tracing.departure import client_has_left
 from mackerel_otel_server.tracing.request import Request
-from mackerel_otel_server.tracing.standing_in import StandIn, stand_in
+from mackerel_otel_server.tracing.standing_in import stand_in_callable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _ARGUMENTS: Final = 2
 _STATUS_DIGITS: Final = 3
+_NO_ADDRESS: Final = "0.0.0.0"  # noqa: S104 - nothing listens there
 
 _served: dict[int, Any] = {}
 """Applications, by id, that the server itself calls, so that the SCRIPT_NAME they get is the server's own."""
@@ -133,8 +134,9 @@ def _begin(application: Any, environ: dict[str, Any]) -> WsgiRequest | None:
         )
         scheme = get("wsgi.url_scheme", "http")
         server, port = get("SERVER_NAME", ""), get("SERVER_PORT")
-        # There a client has no address, and Gunicorn makes up a port where the client names a host.
-        is_unix = port == "" or not get("REMOTE_ADDR")
+        client = get("REMOTE_ADDR", "")
+        # There a client has no address, for which uWSGI has zeros, and both servers make up a port for themselves.
+        is_unix = port == "" or not client or (client == _NO_ADDRESS and "REMOTE_PORT" not in environ)
         host = get("HTTP_HOST") or (server if is_unix else f"{server}:{port or ''}")
         path = _path(environ)
         excluded = options.excluded_urls.get("wsgi")
@@ -148,7 +150,7 @@ def _begin(application: Any, environ: dict[str, Any]) -> WsgiRequest | None:
             query=http.quoted(get("QUERY_STRING", "")),
             host=host,
             is_unix=is_unix,
-            client=get("REMOTE_ADDR", ""),
+            client="" if is_unix and client == _NO_ADDRESS else client,
             version=http.version_of(get("SERVER_PROTOCOL", "")),
             user_agent=get("HTTP_USER_AGENT", ""),
         )
@@ -244,17 +246,6 @@ def _comes_from_write(error: BaseException) -> bool:
     return any(frame.f_code is WsgiRequest.write.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-class _StandInCallable(StandIn):
-    __slots__ = ("_mackerel_otel_function",)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _function_of(self)(*args, **kwargs)
-
-
-_set_function: Final = _StandInCallable._mackerel_otel_function.__set__  # type: ignore[attr-defined]  # noqa: SLF001
-_function_of: Final[Callable[[Any], Any]] = _StandInCallable._mackerel_otel_function.__get__  # type: ignore[attr-defined]  # noqa: SLF001
-
-
 _methods: dict[Any, Any] = {}
 """Functions of servers' classes -> what stands in their places."""
 _REQUEST: Final = "_mackerel_otel_request"
@@ -278,12 +269,10 @@ def _in_place_of(theirs: Any, begun: WsgiRequest, name: str) -> Any:
             return MethodType(_methods.get(theirs.__func__) or _method_like(theirs.__func__, name), theirs.__self__)
         if theirs is None:
             return None
-        made = stand_in(_StandInCallable, theirs)
-        _set_function(made, getattr(begun, name))
+        return stand_in_callable(theirs, getattr(begun, name))
     except Exception:
         log.debug("nothing can look like %s", type(theirs), exc_info=True)
         return getattr(begun, name)
-    return made
 
 
 def _method_like(original: Any, name: str) -> Any:
