@@ -379,8 +379,8 @@ def _log_end(pipeline: Pipeline, *, delivered: bool) -> None:
     """Say what became of the spans of this process; what is still under way is lost, too."""
     global _too_late_told
     counts = pipeline.counts()
-    lost = Counter(counts.lost)
-    lost["unconfirmed"] += counts.unanswered
+    lost = Counter({"unconfirmed": counts.unanswered})
+    lost.update(counts.lost)
     lost[pipeline.why_unsent] += counts.queued - counts.unanswered
     lost = +lost
     reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())

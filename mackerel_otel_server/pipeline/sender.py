@@ -247,9 +247,12 @@ class Sender:
                     self.rescue(self._stop_by - time.monotonic())
             if timeout > 0 and self._is_failing():
                 self.why_unsent = AFTER_FAILED_ATTEMPT
-        finally:
-            # Also where something has raised: who waits in flush() would wait for nothing.
+        except Exception:
+            # Who waits in flush() would wait for nothing. An exit that a signal handler raises is another matter: the
+            # worker stops this sender again then.
             self._give_up()
+            raise
+        self._give_up()
         return self.counts().delivered == self._finished.value()
 
     def too_late(self) -> int:

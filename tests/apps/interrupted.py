@@ -41,7 +41,7 @@ def main():
         body = application(environ, lambda *_: None)
         for _ in body:
             pass
-        body.close()
+        getattr(body, "close", tuple)()
         requests += 1
     mackerel_otel_server.shutdown()
     print(requests, longest, mackerel_otel_server.stats()["finished"])
