@@ -204,7 +204,9 @@ def test_requests_that_an_application_makes_of_itself_do_not_rename_the_clients(
 def test_what_fails_after_the_last_part_of_a_response_is_a_span_of_its_own(
     tmp_path: Path, receiver: Receiver, worker_class: str, name: str
 ) -> None:
-    with gunicorn(tmp_path, "-k", worker_class, env=environment(receiver), app=f"late:{name}", workers=1) as server:
+    with gunicorn(
+        tmp_path, "-k", worker_class, env=environment(receiver), app=f"asgi_late:{name}", workers=1
+    ) as server:
         for path in "/background", "/teardown", "/wrong":
             _all_bytes(server, f"GET {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n".encode())
         with suppress(OSError):
