@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import os
 import re
 import shutil
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from mackerel_otel_server.cli.receiver.receiver import ReceivedSpan, Receiver
 
 APPS = Path(__file__).parent / "apps"
+ASGI_CLASSES = [
+    *(["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []),
+    "uvicorn_worker.UvicornWorker",
+]
+"""Gunicorn's worker classes for ASGI; older releases have none of their own."""
 DEADLINE = 40.0
 """Seconds for anything that a loaded machine may take long for. Nothing waits that long when all is well."""
 LOADED = 1.0

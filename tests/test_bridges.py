@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from servers import environment, gunicorn, server_spans
+from servers import ASGI_CLASSES, environment, gunicorn, server_spans
 
 from mackerel_otel_server.cli.receiver.receiver import Receiver
 
@@ -13,13 +13,13 @@ from mackerel_otel_server.cli.receiver.receiver import Receiver
 @pytest.mark.parametrize(
     ("name", "worker_class", "prefix", "route"),
     [
-        ("wsgi_by_asgiref", "asgi", "", "/things/<int:number>"),
-        ("wsgi_by_a2wsgi", "asgi", "", "/things/<int:number>"),
-        ("wsgi_by_starlette", "asgi", "", "/things/<int:number>"),
-        ("wsgi_by_a2wsgi", "uvicorn_worker.UvicornWorker", "", "/things/<int:number>"),
-        ("mounted_wsgi_by_asgiref", "asgi", "/old", "/things/<int:number>"),
-        ("mounted_wsgi_by_a2wsgi", "asgi", "/old", "/things/<int:number>"),
-        ("mounted_wsgi_by_starlette", "asgi", "/old", "/things/<int:number>"),
+        ("wsgi_by_asgiref", ASGI_CLASSES[0], "", "/things/<int:number>"),
+        ("wsgi_by_a2wsgi", ASGI_CLASSES[0], "", "/things/<int:number>"),
+        ("wsgi_by_starlette", ASGI_CLASSES[0], "", "/things/<int:number>"),
+        ("wsgi_by_a2wsgi", ASGI_CLASSES[-1], "", "/things/<int:number>"),
+        ("mounted_wsgi_by_asgiref", ASGI_CLASSES[0], "/old", "/things/<int:number>"),
+        ("mounted_wsgi_by_a2wsgi", ASGI_CLASSES[0], "/old", "/things/<int:number>"),
+        ("mounted_wsgi_by_starlette", ASGI_CLASSES[0], "/old", "/things/<int:number>"),
         ("asgi_by_a2wsgi", "sync", "", "/things/{number}"),
         ("asgi_by_a2wsgi", "gthread", "", "/things/{number}"),
         ("mounted_asgi_by_a2wsgi", "sync", "/new", "/things/{number}"),

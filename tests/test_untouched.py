@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import environment, gunicorn, server_span, server_spans, uwsgi
+from servers import ASGI_CLASSES, environment, gunicorn, server_span, server_spans, uwsgi
 from simple_websocket import Client, ConnectionClosed
 from test_wsgi_span import Body, Sent, environ, ok, tracing
 from typing_extensions import Self
@@ -603,7 +603,7 @@ api.add_middleware(ProxyFix, copied=dict)
 """
 
 
-@pytest.mark.parametrize("worker_class", ["asgi", "uvicorn_worker.UvicornWorker"])
+@pytest.mark.parametrize("worker_class", ASGI_CLASSES)
 def test_a_middleware_may_copy_the_scope(tmp_path: Path, receiver: Receiver, worker_class: str) -> None:
     (tmp_path / "copied.py").write_text(SCOPE_COPIED)
     env = environment(receiver, PYTHONPATH=str(tmp_path))
