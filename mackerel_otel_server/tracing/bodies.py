@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import attach, detach, get_current
 
+from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
 from mackerel_otel_server.tracing import request
 from mackerel_otel_server.tracing.standing_in import StandIn, original_of, stand_in
@@ -38,10 +39,25 @@ Not the requests themselves: an application may keep a response in its environ, 
 def add_complete_class(cls: type) -> None:
     """Take the responses of a framework's class for complete when the application returns them.
 
-    The framework's module calls failed_to_close() where closing such a response fails.
+    What fails in its ``close()`` is noted by follow_close().
     """
     global _complete_classes
     _complete_classes = (*_complete_classes, cls)
+
+
+def follow_close(cls: Any) -> None:
+    """Note what the ``close()`` of a framework's class raises, where it closes a complete body or response."""
+    original = cls.close
+
+    @imitates(original)
+    def close(self: Any) -> Any:
+        try:
+            return original(self)
+        except Exception as error:
+            failed_to_close(self, error)
+            raise
+
+    cls.close = close
 
 
 def failed_to_close(response: Any, error: BaseException) -> None:

@@ -29,18 +29,8 @@ def _trace_asgi_handler(module: ModuleType) -> None:
 def _leave_responses_alone(module: ModuleType) -> None:
     """Let the server have Django's own responses, which are complete but for streaming ones."""
     bodies.add_complete_class(module.HttpResponse)
-    original = module.HttpResponseBase.close
-
-    @imitates(original)
-    def close(self: Any) -> Any:
-        try:
-            return original(self)
-        except Exception as error:
-            # Of a receiver of the signal request_finished.
-            bodies.failed_to_close(self, error)
-            raise
-
-    module.HttpResponseBase.close = close
+    # A receiver of the signal request_finished may fail in it.
+    bodies.follow_close(module.HttpResponseBase)
 
 
 def _note_route(module: ModuleType) -> None:

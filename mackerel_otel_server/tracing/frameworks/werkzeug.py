@@ -71,18 +71,7 @@ def _know_complete_bodies(module: ModuleType) -> None:
 
 def _follow_close(module: ModuleType) -> None:
     """Note what fails when a complete body is closed, such as a function of Response.call_on_close()."""
-    cls: Any = module.ClosingIterator
-    original = cls.close
-
-    @imitates(original)
-    def close(self: Any) -> Any:
-        try:
-            return original(self)
-        except Exception as error:
-            bodies.failed_to_close(self, error)
-            raise
-
-    cls.close = close
+    bodies.follow_close(module.ClosingIterator)
 
 
 HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
