@@ -174,10 +174,12 @@ def _conflict(dist: metadata.Distribution) -> str | None:
     from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
 
     conflict = get_dist_dependency_conflicts(dist)
+    # The oldest OpenTelemetry that we take knows of no alternatives.
     found = conflict and (conflict.found or getattr(conflict, "found_any", None))
     if conflict is None or not found:
         return None
-    wanted = ", ".join(str(one).partition(";")[0] for one in [conflict.required, *(conflict.required_any or ())] if one)
+    required = [conflict.required, *(getattr(conflict, "required_any", None) or ())]
+    wanted = ", ".join(str(one).partition(";")[0] for one in required if one)
     return f"{found if isinstance(found, str) else ', '.join(found)} (it takes {wanted})"
 
 
