@@ -38,7 +38,7 @@ TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "uwsgi": (
         (
-            *("master", "no master", "lazy-apps", "threads", "gevent", "gevent, lazy-apps", "gevent, patched"),
+            *("master", "no master", "lazy-apps", "threads", "gevent = 20", "gevent, lazy-apps", "gevent, patched"),
             *("cheaper", "emperor", "master, Debian's"),
         ),
         (

@@ -201,7 +201,7 @@ ROWS = {
     "": "master",
     "threads = 4\n": "threads",
     "lazy-apps = true\n": "lazy-apps",
-    GEVENT: "gevent",
+    GEVENT: "gevent = 20",
     f"{GEVENT}gevent-monkey-patch = true\n": "gevent, patched",
 }
 """Options, and what the README's table calls them."""
