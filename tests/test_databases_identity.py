@@ -108,9 +108,10 @@ report(before=before, after=functions(), words=words, words_after=printed())
             assert before[name].pop("is a wrapper") == "True" or module == "duckdb"
             after[name].pop("is a wrapper")
         if module == "duckdb":
-            # Without us, no release's can be pickled. With us, those that are found by their names can be.
-            assert set(before[name].pop("pickled")) == {"TypeError"}
-            assert set(after[name].pop("pickled")) in ({"TypeError"}, {"True"})
+            # Without us, those of some releases cannot be pickled.
+            was = set(before[name].pop("pickled"))
+            assert was in ({"TypeError"}, {"True"})
+            assert set(after[name].pop("pickled")) in ({"True"}, was)
         before[name].pop("is a wrapper", None)
         after[name].pop("is a wrapper", None)
     assert after == before

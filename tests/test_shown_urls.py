@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from servers import DEADLINE, environment, gunicorn, uwsgi
 
 import mackerel_otel_server
-from mackerel_otel_server.log import log
+from mackerel_otel_server import log as logging_of_ours
 from mackerel_otel_server.pipeline.exporter import Exporter
 from mackerel_otel_server.settings import SettingsError, read
 from mackerel_otel_server.settings.urls import CLOAK, secrets_of, without_credentials
@@ -96,14 +94,11 @@ def test_what_somebody_else_may_repeat_of_a_url_is_known() -> None:
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    """Return a function that returns what was logged so far."""
-    log.addHandler(caplog.handler)
-    caplog.set_level(logging.DEBUG)
-    try:
-        yield lambda: caplog.messages
-    finally:
-        log.removeHandler(caplog.handler)
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return what is logged."""
+    found: list[str] = []
+    monkeypatch.setattr(logging_of_ours, "_write_to_host", lambda record: found.append(logging_of_ours.text(record)))
+    return found
 
 
 def _export(**variables: str) -> None:
@@ -118,7 +113,7 @@ def _echo(server: FaultServer, sock: socket.socket) -> None:
     sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
 
 
-def test_no_line_of_a_failure_shows_one(lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_line_of_a_failure_shows_one(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # One attempt each.
     monkeypatch.setattr(Exporter, "_backoff", lambda *_: float("inf"))
     # For urllib.parse, this password is a port and a path, so that a connection is made.
@@ -132,10 +127,9 @@ def test_no_line_of_a_failure_shows_one(lines: Callable[[], list[str]], monkeypa
     location = f"https://user:12/{SECRET}@elsewhere/login?next={SECRET}"
     with FaultServer(Step(302, headers={"Location": location})) as server:
         _export(MACKEREL_OTEL_ENDPOINT=server.url)
-    said = list(dict.fromkeys(lines()))
-    assert len([line for line in said if "the endpoint takes no spans" in line]) == 5, said
-    assert f"302 Found to '{CLOAK}'" in said[-1]
-    assert not [line for line in said if SECRET in line]
+    assert len([line for line in lines if "the endpoint takes no spans" in line]) == 5, lines
+    assert f"302 Found to '{CLOAK}'" in lines[-1]
+    assert not [line for line in lines if SECRET in line]
 
 
 @pytest.mark.parametrize("host", ["gunicorn", "uwsgi"])
