@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from uvicorn import Config
 
 import mackerel_otel_server
-from mackerel_otel_server.tracing import gate, request
+from mackerel_otel_server.tracing import gate, propagation, request
 
 Message = dict[str, Any]
 Spans = Callable[[], tuple[ReadableSpan, ...]]
@@ -38,7 +38,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(request, "_tracer", provider.get_tracer("test"))
-    monkeypatch.setattr(request, "_propagate", propagate)
+    monkeypatch.setattr(propagation, "_propagate", propagate)
     monkeypatch.setattr(gate, "active", True)
     monkeypatch.setattr(gate, "_asked_in_pid", os.getpid())
 

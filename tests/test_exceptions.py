@@ -61,3 +61,22 @@ def test_an_exception_that_traceback_cannot_format_is_described_by_what_is_known
         "exception.message": "words",
         "exception.stacktrace": "?",
     }
+
+
+@pytest.mark.parametrize("kind", ["message", "notes", "frames"])
+def test_a_long_exception_is_cut_in_the_middle(kind: str) -> None:
+    error = raised(Own, "begin" + "x" * 10_000_000 + "end") if kind == "message" else raised(Own, "begin end")
+    if kind == "notes" and hasattr(error, "add_note"):
+        error.add_note("n" * 10_000_000)
+    for number in range(200 if kind == "frames" else 0):
+        later = raised(Own, f"number {number} " + "y" * 500)
+        later.__context__, error = error, later
+    attributes = event_attributes(error)
+    assert {name: len(text) for name, text in attributes.items() if len(text) > 33_000} == {}
+    assert len(attributes["exception.message"]) < 4200
+    assert attributes["exception.stacktrace"].startswith("Traceback (most recent call last):")
+    if kind == "message":
+        assert "in raised" in attributes["exception.stacktrace"]
+        assert attributes["exception.message"].startswith("begin")
+        assert attributes["exception.message"].endswith("end")
+        assert "9995912 characters are left out" in attributes["exception.message"]

@@ -189,6 +189,17 @@ def test_static_mounts_are_part_of_the_route_and_tenants_are_not(tmp_path: Path,
     check_all(receiver, MOUNTS, log, "/site")
 
 
+def test_a_prefix_that_a_request_brings_along_in_a_header_is_no_part_of_the_route(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    case = Case("/acme/items/7", 200, "/items/<int:item>")
+    # Gunicorn takes this header from a proxy that it trusts, and a proxy may pass on what a client sends.
+    with gunicorn(tmp_path, env=environment(receiver), app="web_flask:app", workers=1) as server:
+        assert server.get(case.path, headers={"SCRIPT_NAME": "/acme"}).status == case.status
+        log = server.stop()
+    check_all(receiver, [case], log)
+
+
 def test_a_middleware_between_the_server_and_the_framework_adds_nothing_to_the_route(
     tmp_path: Path, receiver: Receiver
 ) -> None:

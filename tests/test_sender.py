@@ -11,15 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 from fault_server import FaultServer, Step, accepted, never, refused, reset
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.trace import Status, StatusCode
 
 from mackerel_otel_server.cli.receiver.receiver import Receiver
-from mackerel_otel_server.pipeline import answer
+from mackerel_otel_server.log import log
+from mackerel_otel_server.pipeline import answer, cutting
 from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.pipeline.exporter import Exporter
 from mackerel_otel_server.pipeline.sender import (
@@ -96,6 +99,12 @@ def spans_in(data: bytes) -> list[bytes]:
     return [s.span_id for resource in request.resource_spans for scope in resource.scope_spans for s in scope.spans]
 
 
+def attributes_in(data: bytes) -> list[dict[str, str]]:
+    request = ExportTraceServiceRequest.FromString(data)
+    found = [s for resource in request.resource_spans for scope in resource.scope_spans for s in scope.spans]
+    return [{one.key: one.value.string_value for one in span.attributes} for span in found]
+
+
 @pytest.fixture
 def closed_port() -> Iterator[int]:
     """A port that refuses connections, and that nobody else gets meanwhile."""
@@ -135,14 +144,40 @@ def test_a_batch_is_bounded_in_bytes(worker: Make) -> None:
     assert max(sizes) <= BATCH_BYTES + 10_000
 
 
-def test_a_span_that_no_request_can_hold_is_dropped_and_counted(worker: Make) -> None:
+def test_a_span_that_no_request_can_hold_is_cut_and_said_once(worker: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda words, *values: said.append(words % values))
     with FaultServer() as server:
         process = worker(server.url)
-        process.work(1, text="x" * (BATCH_BYTES + 1))
-        process.work(1)
-        assert not process.sender.stop(DEADLINE)
-        assert [len(spans_in(request.data)) for request in server.requests] == [1]
-    assert process.sender.counts().lost == {"larger than a request may be": 1}
+        process.work(2, text="x" * (BATCH_BYTES + 1), other="y")
+        assert process.sender.stop(DEADLINE), process.sender.counts()
+        data = server.requests[0].data
+    (attributes, again) = attributes_in(data)
+    assert attributes == again == {"text": "x" * 1024 + "...", "other": "y"}
+    assert len(said) == 1
+    assert said[0].startswith(f"the span 'work' has {BATCH_BYTES + 103} bytes, more than a request may have")
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {f"{number}": "\U0001f41f" * 100_000 for number in range(128)},
+        {f"{number}": ["\U0001f41f" * 1000] * 100_000 for number in range(128)},
+        {f"{number}": list(range(100_000)) for number in range(128)},
+        {"\U0001f41f" * 100_000 + f"{number}": number for number in range(128)},
+    ],
+    ids=["texts", "lists of texts", "numbers", "names"],
+)
+def test_what_is_cut_is_never_too_large(attributes: dict[str, Any]) -> None:
+    span = cutting.cut(
+        ReadableSpan(
+            "\U0001f41f" * 5_000_000,
+            attributes=attributes,
+            events=[Event("\U0001f41f" * 10_000, attributes)] * 128,
+            status=Status(StatusCode.ERROR, "\U0001f41f" * 5_000_000),
+        )
+    )
+    assert len(Encoder(Resource({})).encode(span)[1]) < BATCH_BYTES
 
 
 def test_a_full_queue_drops_the_newest_and_counts_them(worker: Make, closed_port: int) -> None:

@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 
 from mackerel_otel_server import trace_wsgi
 from mackerel_otel_server.http_options import HttpOptions
-from mackerel_otel_server.tracing import gate, request
+from mackerel_otel_server.tracing import gate, propagation, request
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
@@ -68,7 +68,7 @@ def tracing(options: HttpOptions | None = None, sampler: Sampler = ALWAYS_ON) ->
         patch.setattr(gate, "active", True)
         patch.setattr(gate, "_start", None)
         patch.setattr(request, "_aside", {})
-        patch.setattr(request, "_propagate", propagate)
+        patch.setattr(propagation, "_propagate", propagate)
         patch.setattr(request, "options", options or HttpOptions())
         patch.setattr(request, "_tracer", provider.get_tracer("test"))
         yield Spans(exporter)
@@ -152,6 +152,12 @@ def test_the_attributes_of_an_ordinary_request() -> None:
         ({"RAW_URI": "/\xff\xfe%zz"}, {"url.path": "/%FF%FE%zz"}),
         ({"RAW_URI": "http://other.example.com/x?y"}, {"url.path": "/x"}),
         ({"RAW_URI": "*"}, {"url.path": "*"}),
+        ({"RAW_URI": f"/{'a' * 3000}?b"}, {"url.path": f"/{'a' * 2047}"}),
+        ({"RAW_URI": ..., "PATH_INFO": "/" + "\xff" * 3000}, {"url.path": ("/" + "%FF" * 3000)[:2048]}),
+        ({"QUERY_STRING": "q" * 3000}, {"url.query": "q" * 2048}),
+        ({"HTTP_USER_AGENT": "u" * 3000}, {"user_agent.original": "u" * 2048}),
+        ({"HTTP_HOST": "h" * 3000}, {"server.address": "h" * 255, "server.port": 80}),
+        ({"REMOTE_ADDR": "1" * 3000}, {"client.address": "1" * 255}),
         ({"RAW_URI": "//x//y"}, {"url.path": "//x//y"}),
         ({"REQUEST_URI": "/uwsgi?x"}, {"url.path": "/uwsgi"}),
         ({"PATH_INFO": "/\xff", "SCRIPT_NAME": "/s"}, {"url.path": "/s/%FF"}),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.log import log
 from mackerel_otel_server.native import threads_without_signals
+from mackerel_otel_server.pipeline import cutting
 from mackerel_otel_server.pipeline.exporter import Cause
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Sender:
         self._is_woken = False
         self._finished = _Count()
         self._full = _Count()
-        self._too_large = _Count()
+        self._has_cut = False
         self._unencodable = _Count()
         self._book = _Book(exporter)
         self._rescue: _Book | None = None
@@ -175,17 +176,27 @@ class Sender:
                 return
             try:
                 encoded = self._encoder.encode(span)
+                if len(encoded[1]) > BATCH_BYTES:
+                    self._say_what_is_cut(span, len(encoded[1]))
+                    encoded = self._encoder.encode(cutting.cut(span))
             except Exception:
                 self._unencodable.add()
                 log.debug("a span cannot be encoded", exc_info=True)
                 continue
             size = len(encoded[1])
-            if size > BATCH_BYTES:
-                self._too_large.add()
-                continue
             self._queue.append(encoded)
             # Approximate when threads meet here; the sender sets it right when it has caught up.
             self._queued_bytes += size
+
+    def _say_what_is_cut(self, span: ReadableSpan, size: int) -> None:
+        """Say what happens to a span that no request can hold, the first time."""
+        write, self._has_cut = (log.debug if self._has_cut else log.warning), True
+        write(
+            "the span %.100r has %d bytes, more than a request may have: its long values are cut; "
+            "set OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT, or give the span less",
+            span.name,
+            size,
+        )
 
     def flush(self, timeout: float) -> bool:
         """Send what is queued now; return at once where this sender has stopped.
@@ -286,7 +297,6 @@ class Sender:
         delivered = sum(book.delivered for book in books)
         counted = {
             "queue full": self._full,
-            "larger than a request may be": self._too_large,
             "not encodable": self._unencodable,
             **self._dropped,
         }

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from opentelemetry.context import attach, detach, get_current
-from opentelemetry.propagators.textmap import Getter
 
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import gate, http, request, wrapping
+from mackerel_otel_server.tracing import gate, http, propagation, request, wrapping
+from mackerel_otel_server.tracing.propagation import BoundedGetter
 from mackerel_otel_server.tracing.request import Request
 from mackerel_otel_server.tracing.standing_in import stand_in_callable
 
@@ -107,15 +107,14 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
             headers = ()
         # Of a header that came twice, the last; extract() reads them all.
         by_name = dict(headers)
-        parent = request.extract(headers, _GETTER, has_headers=b"traceparent" in by_name or b"baggage" in by_name)
+        parent = propagation.extract(headers, GETTER, has_headers=b"traceparent" in by_name or b"baggage" in by_name)
         scheme = get("scheme") or _SCHEMES[scope["type"]]
         name, port = _pair(get("server"))
         # uvicorn has None there for the port, Gunicorn a character of the path.
         is_unix = not isinstance(port, int)
         host = by_name.get(b"host", b"").decode("latin-1") or ("" if is_unix else f"{name}:{port}")
         path = _path(scope)
-        excluded = options.excluded_urls.get("asgi")
-        if excluded is not None and excluded.search(f"{scheme}://{host}{path}"):
+        if http.is_excluded(options.excluded_urls.get("asgi"), scheme, host, path):
             return _AsgiRequest.begin_excluded(application, parent, scope)
         method, attributes = http.request_attributes(
             options,
@@ -323,7 +322,7 @@ def _path(scope: dict[str, Any]) -> str:
     raw: bytes | None = scope.get("raw_path")
     if raw:
         return http.quoted(http.path_of(raw.decode("latin-1")))
-    return quote(scope["path"], errors="replace") or "/"
+    return quote(scope["path"][: http.LONGEST_TEXT], errors="replace") or "/"
 
 
 def _text(headers: Iterable[Any]) -> Iterator[tuple[str, str]]:
@@ -331,17 +330,17 @@ def _text(headers: Iterable[Any]) -> Iterator[tuple[str, str]]:
         yield bytes(name).decode("latin-1"), bytes(value).decode("latin-1")
 
 
-class _Getter(Getter["Headers"]):
+class _Getter(BoundedGetter["Headers"]):
     """Reads the headers of a scope, whose names are in lower case."""
 
-    def get(self, carrier: Headers, key: str) -> list[str] | None:
-        wanted = key.lower().encode("latin-1")
-        values = [value.decode("latin-1") for name, value in carrier if name == wanted]
+    def find(self, carrier: Headers, name: str) -> str | None:
+        wanted = name.lower().encode("latin-1")
+        values = [value.decode("latin-1") for given, value in carrier if given == wanted]
         # Lines of the same name are one list: RFC 9110, 5.3.
-        return [",".join(values)] if values else None
+        return ",".join(values) if values else None
 
-    def keys(self, carrier: Headers) -> list[str]:
+    def names(self, carrier: Headers) -> list[str]:
         return [name.decode("latin-1") for name, _ in carrier]
 
 
-_GETTER: Final = _Getter()
+GETTER: Final = _Getter()

@@ -10,6 +10,8 @@ import traceback
 
 EVENT = "exception"
 """The name of the event."""
+_LONGEST = {"exception.type": 1024, "exception.message": 4096, "exception.stacktrace": 32_768}
+"""Characters. An exception's text may hold a whole document, which would make its span too large to be sent."""
 
 
 def type_name(error: BaseException) -> str:
@@ -19,7 +21,23 @@ def type_name(error: BaseException) -> str:
 
 
 def event_attributes(error: BaseException) -> dict[str, str]:
-    """Return the attributes of an exception event. Never raises: ``?`` stands for what the exception cannot say."""
+    """Return the attributes of an exception event, within their limits. Never raises."""
+    return cut(words(error))
+
+
+def cut(attributes: dict[str, str]) -> dict[str, str]:
+    """Cut the attributes of an exception event in the middle, where they are longer than they may be."""
+    for name, longest in _LONGEST.items():
+        text = attributes[name]
+        if len(text) > longest:
+            end = longest // 4
+            left_out = len(text) - longest
+            attributes[name] = f"{text[: longest - end]}\n... {left_out} characters are left out ...\n{text[-end:]}"
+    return attributes
+
+
+def words(error: BaseException) -> dict[str, str]:
+    """Return what an exception says, of any length. Never raises: ``?`` stands for what it cannot say."""
     return {
         "exception.type": type_name(error),
         "exception.message": _message(error),

@@ -22,6 +22,10 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.23.1"
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _LONGEST_METHOD: Final = 64
+_LONGEST_ADDRESS: Final = 255
+"""Characters of a host, a client's address, a scheme or a version, which are shorter where nobody makes them up."""
+LONGEST_TEXT: Final = 2048
+"""Characters of a path, a query or the value of a header: one request may hold megabytes of them, and spans wait."""
 SWITCHING_PROTOCOLS: Final = 101
 SERVER_ERROR: Final = 500
 """4xx are the client's."""
@@ -55,6 +59,8 @@ def request_attributes(  # noqa: PLR0913 - a request has so many parts
 ) -> tuple[str, dict[str, Any]]:
     """Return the method that begins the span's name, and the attributes that are known when a request begins.
 
+    What the client has chosen is cut.
+
     Args:
         options: What the operator chose.
         method: As the client sent it.
@@ -69,6 +75,10 @@ def request_attributes(  # noqa: PLR0913 - a request has so many parts
     """
     known = method in options.known_methods
     name = method if known else "HTTP"
+    # A slice of the whole is the text itself.
+    path, query, user_agent = path[:LONGEST_TEXT], query[:LONGEST_TEXT], user_agent[:LONGEST_TEXT]
+    host, client = host[:_LONGEST_ADDRESS], client[:_LONGEST_ADDRESS]
+    scheme, version = scheme[:_LONGEST_ADDRESS], version[:_LONGEST_ADDRESS]
     address, port = _split_host(host, "" if is_unix else scheme)
     if query:
         query = _SECRETS.sub(r"\1=REDACTED", query)
@@ -111,6 +121,11 @@ def request_attributes(  # noqa: PLR0913 - a request has so many parts
     return name, attributes
 
 
+def is_excluded(urls: re.Pattern[str] | None, scheme: str, host: str, path: str) -> bool:
+    """Tell whether an operator wants no span of a request to this URL."""
+    return urls is not None and urls.search(f"{scheme}://{host[:_LONGEST_ADDRESS]}{path}") is not None
+
+
 def path_of(target: str) -> str:
     """Return the path of a request target, without query and fragment.
 
@@ -125,6 +140,7 @@ def path_of(target: str) -> str:
 
 def quoted(text: str) -> str:
     """Percent-encode the bytes, one by each character, that a client should have encoded itself."""
+    text = text[:LONGEST_TEXT]
     return text if text.isascii() else quote(text, safe=_SAFE, encoding="latin-1", errors="replace")
 
 
@@ -161,11 +177,11 @@ def header_attributes(
         if wanted.fullmatch(name):
             hidden = options.sanitized_headers is not None and options.sanitized_headers.search(name)
             key = f"http.{kind}.header.{name.lower().replace('-', '_')}"
-            attributes.setdefault(key, []).append("[REDACTED]" if hidden else value)
+            attributes.setdefault(key, []).append("[REDACTED]" if hidden else value[:LONGEST_TEXT])
     return attributes
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def _split_host(host: str, scheme: str) -> tuple[str, int]:
     """Return the address and the port of ``shop.example.com:8000``, ``[::1]:8000`` or ``shop.example.com``."""
     address, colon, port = host.rpartition(":")

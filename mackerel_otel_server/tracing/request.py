@@ -11,13 +11,13 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 from mackerel_otel_server.http_options import EXCLUDED, HttpOptions
 from mackerel_otel_server.log import log
 from mackerel_otel_server.native import is_free, thread_ident
-from mackerel_otel_server.tracing import exceptions, gate, http, inflight, routes, wrapping
+from mackerel_otel_server.tracing import exceptions, gate, http, inflight, propagation, routes, wrapping
+from mackerel_otel_server.tracing.propagation import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opentelemetry.context import Context
-    from opentelemetry.propagators.textmap import Getter, TextMapPropagator
     from opentelemetry.trace import Span
     from typing_extensions import Self
 
@@ -36,13 +36,8 @@ TRACE_ID: Final = "otel_trace_id"
 """Where a WSGI environ holds the trace id in hexadecimal digits, for access logs; SPAN_ID likewise."""
 SPAN_ID: Final = "otel_span_id"
 
-_ROOT: Final = context.Context()
-
 options = HttpOptions()
 _tracer: trace.Tracer = trace.get_tracer(__name__)
-_propagate: Any = None
-"""The module ``opentelemetry.propagate``, whose import fails where OTEL_PROPAGATORS names one that is not installed."""
-_known_propagator: TextMapPropagator | None = None
 _on_trace_id: Callable[[str], None] | None = None
 _aside: dict[int, Any] = {}
 """Applications, by id, whose server spans another instrumentation makes."""
@@ -56,16 +51,11 @@ def prepare(chosen: HttpOptions, version: str) -> None:
         chosen: What the operator chose.
         version: This package's.
     """
-    global options, _tracer, _propagate, _known_propagator
-    from opentelemetry import propagate
-
-    options, _propagate = chosen, propagate
+    global options, _tracer
+    propagation.prepare(chosen.propagators)
+    options = chosen
     schema_url = http.SCHEMA_URL if chosen.new_names else None
     _tracer = trace.get_tracer("mackerel_otel_server", version, schema_url=schema_url)
-    _mend_propagation()
-    # Which headers these two read is known, so that a request without them needs no extraction.
-    if set(chosen.propagators) <= {"tracecontext", "baggage"}:
-        _known_propagator = propagate.get_global_textmap()
 
 
 def announce_trace_id(callback: Callable[[str], None]) -> None:
@@ -156,14 +146,14 @@ class Request:
             parent: As extract() returned it.
             carrier: The environ or scope that is to hold the request.
         """
-        parent = _ROOT if parent is None else parent
+        parent = ROOT if parent is None else parent
         span = _tracer.start_span(method, parent, SpanKind.SERVER, attributes)
         return cls(application, method, prefix, span, parent, carrier)
 
     @classmethod
     def begin_excluded(cls, application: Any, parent: Context | None, carrier: dict[str, Any]) -> Self:
         """Begin a request that is not to be seen, nor what happens in it; see begin()."""
-        parent = _ROOT if parent is None else parent
+        parent = ROOT if parent is None else parent
         remote = trace.get_current_span(parent).get_span_context()
         trace_id = remote.trace_id if remote.is_valid else random.getrandbits(128) or 1
         span_id = random.getrandbits(64) or 1
@@ -213,14 +203,12 @@ class Request:
         self.error_type = kind
         try:
             if span.is_recording() and is_free(span):
-                span.add_event(
-                    exceptions.EVENT,
-                    {
-                        "exception.type": kind,
-                        "exception.message": message,
-                        "exception.stacktrace": f"Traceback (most recent call last):\n{stacktrace}{kind}: {message}\n",
-                    },
-                )
+                event = {
+                    "exception.type": kind,
+                    "exception.message": message,
+                    "exception.stacktrace": f"Traceback (most recent call last):\n{stacktrace}{kind}: {message}\n",
+                }
+                span.add_event(exceptions.EVENT, exceptions.cut(event))
         except Exception:
             log.debug("an exception is not recorded", exc_info=True)
         self.end()
@@ -287,7 +275,7 @@ class Request:
         """Let another instrumentation's span stand for this request; ours never ends, so it is never sent."""
         self.span = None
         self.has_given_way = True
-        self.context = trace.set_span_in_context(span, _ROOT)
+        self.context = trace.set_span_in_context(span, ROOT)
 
     def end(self) -> None:
         """End the span, the first time this is called."""
@@ -437,36 +425,3 @@ def note_nested(carrier: dict[str, Any], application: Any) -> None:
     begun.application = application
     if is_aside(application):
         begun.is_dropped = True
-
-
-def extract(carrier: Any, getter: Getter[Any], *, has_headers: bool) -> Context | None:
-    """Return the context that the request brought along; None for none.
-
-    Args:
-        carrier: Holds the headers.
-        getter: Reads them.
-        has_headers: Whether there is a ``traceparent`` or a ``baggage``, which is all that the usual propagators read.
-    """
-    if not has_headers and _known_propagator is not None and _propagate.get_global_textmap() is _known_propagator:
-        return None
-    try:
-        extracted: Context = _propagate.extract(carrier, _ROOT, getter)
-    except Exception:
-        log.debug("the context of a request cannot be read", exc_info=True)
-        return None
-    return extracted
-
-
-def _mend_propagation() -> None:
-    """Make ``OTEL_PROPAGATORS=none`` work: the library's propagator returns no context then, which nothing expects."""
-    from opentelemetry import propagate
-    from opentelemetry.propagators.composite import CompositePropagator
-
-    if propagate.extract({}) is not None:
-        return
-
-    class NoPropagator(CompositePropagator):
-        def extract(self, carrier: Any, given: Any = None, getter: Any = None) -> Any:  # noqa: ARG002
-            return context.get_current() if given is None else given
-
-    propagate.set_global_textmap(NoPropagator([]))

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from opentelemetry.context import attach, detach, get_current
-from opentelemetry.propagators.textmap import Getter
 
 from mackerel_otel_server.imitation import imitates
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import bodies, gate, http, request, wrapping
+from mackerel_otel_server.tracing import bodies, gate, http, propagation, request, wrapping
 from mackerel_otel_server.tracing.departure import client_has_left
+from mackerel_otel_server.tracing.propagation import BoundedGetter
 from mackerel_otel_server.tracing.request import Request
 from mackerel_otel_server.tracing.standing_in import stand_in_callable
 
@@ -129,8 +129,8 @@ def _begin(application: Any, environ: dict[str, Any]) -> WsgiRequest | None:
             return None
         get = environ.get
         options = request.options
-        parent = request.extract(
-            environ, _GETTER, has_headers="HTTP_TRACEPARENT" in environ or "HTTP_BAGGAGE" in environ
+        parent = propagation.extract(
+            environ, GETTER, has_headers="HTTP_TRACEPARENT" in environ or "HTTP_BAGGAGE" in environ
         )
         scheme = get("wsgi.url_scheme", "http")
         server, port = get("SERVER_NAME", ""), get("SERVER_PORT")
@@ -139,8 +139,7 @@ def _begin(application: Any, environ: dict[str, Any]) -> WsgiRequest | None:
         is_unix = port == "" or not client or (client == _NO_ADDRESS and "REMOTE_PORT" not in environ)
         host = get("HTTP_HOST") or (server if is_unix else f"{server}:{port or ''}")
         path = _path(environ)
-        excluded = options.excluded_urls.get("wsgi")
-        if excluded is not None and excluded.search(f"{scheme}://{host}{path}"):
+        if http.is_excluded(options.excluded_urls.get("wsgi"), scheme, host, path):
             return WsgiRequest.begin_excluded(application, parent, environ)
         method, attributes = http.request_attributes(
             options,
@@ -154,7 +153,7 @@ def _begin(application: Any, environ: dict[str, Any]) -> WsgiRequest | None:
             version=http.version_of(get("SERVER_PROTOCOL", "")),
             user_agent=get("HTTP_USER_AGENT", ""),
         )
-        prefix = _mount(application, get("SCRIPT_NAME"))
+        prefix = _mount(application, environ)
         begun = WsgiRequest.begin(application, method, prefix, attributes, parent, environ)
         if options.request_headers is not None:
             begun.add_header_attributes("request", _headers(environ))
@@ -295,18 +294,21 @@ def _path(environ: dict[str, Any]) -> str:
     target: str = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
     if not target:
         decoded = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-        return quote(decoded, encoding="latin-1", errors="replace") or "/"
+        return quote(decoded[: http.LONGEST_TEXT], encoding="latin-1", errors="replace") or "/"
     return http.quoted(http.path_of(target))
 
 
-def _mount(application: Any, script_name: str | None) -> str:
+def _mount(application: Any, environ: dict[str, Any]) -> str:
     """Return where the server has mounted the application: what its routes begin with.
 
     A middleware that stands between the server and this application may have put a tenant's name there, say, of which
-    there is no end.
+    there is no end. So may whoever sends the header that Gunicorn takes from a trusted proxy.
     """
-    if not script_name or wrapping.identity(application) in _served:
-        return script_name or ""
+    script_name: str = environ.get("SCRIPT_NAME", "")
+    if not script_name:
+        return ""
+    if wrapping.identity(application) in _served and environ.get("HTTP_SCRIPT_NAME") != script_name:
+        return script_name
     found = (mount for mount in _find_mounts() if script_name == mount or script_name.startswith(f"{mount}/"))
     return max(found, key=len, default="")
 
@@ -319,15 +321,14 @@ def _headers(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield key.replace("_", "-"), value
 
 
-class _Getter(Getter[dict[str, Any]]):
+class _Getter(BoundedGetter[dict[str, Any]]):
     """Reads the headers of an environ."""
 
-    def get(self, carrier: dict[str, Any], key: str) -> list[str] | None:
-        value = carrier.get(f"HTTP_{key.upper().replace('-', '_')}")
-        return None if value is None else [value]
+    def find(self, carrier: dict[str, Any], name: str) -> str | None:
+        return carrier.get(f"HTTP_{name.upper().replace('-', '_')}")
 
-    def keys(self, carrier: dict[str, Any]) -> list[str]:
+    def names(self, carrier: dict[str, Any]) -> list[str]:
         return [key[len("HTTP_") :].lower().replace("_", "-") for key in carrier if key.startswith("HTTP_")]
 
 
-_GETTER: Final = _Getter()
+GETTER: Final = _Getter()

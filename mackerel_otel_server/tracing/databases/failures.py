@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing.exceptions import event_attributes
+from mackerel_otel_server.tracing.exceptions import cut, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,17 +37,18 @@ def describe(error: BaseException, given: Iterable[Any]) -> dict[str, str]:
         error: What the driver raised.
         given: Parameters: values, sequences and mappings of values, or sequences of those, as of ``executemany()``.
     """
-    event = event_attributes(error)
+    event = words(error)
     try:
         values = sorted(set(itertools.islice(_texts(given), _VALUES)), key=len, reverse=True)
     except Exception:
         # A value cannot be shown, so it cannot be looked for.
         log.debug("the values of a query cannot be kept out of its error", exc_info=True)
-        return {**event, **dict.fromkeys(_WORDS, "?")}
+        return cut({**event, **dict.fromkeys(_WORDS, "?")})
     for name in _WORDS:
         for value in values:
             event[name] = _without(value, event[name])
-    return event
+    # Not before: of a value that is cut at its beginning, nothing tells that it is one.
+    return cut(event)
 
 
 def _texts(given: Iterable[Any]) -> Iterator[str]:
