@@ -114,7 +114,7 @@ def _begin(application: Any, scope: dict[str, Any]) -> _AsgiRequest | None:
         is_unix = not isinstance(port, int)
         host = by_name.get(b"host", b"").decode("latin-1") or ("" if is_unix else f"{name}:{port}")
         path = _path(scope)
-        if http.is_excluded(options.excluded_urls.get("asgi"), scheme, host, path):
+        if options.excluded_urls and http.is_excluded(options.excluded_urls.get("asgi"), scheme, host, path):
             return _AsgiRequest.begin_excluded(application, parent, scope)
         method, attributes = http.request_attributes(
             options,

@@ -75,10 +75,10 @@ def request_attributes(  # noqa: PLR0913 - a request has so many parts
     """
     known = method in options.known_methods
     name = method if known else "HTTP"
-    # A slice of the whole is the text itself.
-    path, query, user_agent = path[:LONGEST_TEXT], query[:LONGEST_TEXT], user_agent[:LONGEST_TEXT]
-    host, client = host[:_LONGEST_ADDRESS], client[:_LONGEST_ADDRESS]
-    scheme, version = scheme[:_LONGEST_ADDRESS], version[:_LONGEST_ADDRESS]
+    if len(path) + len(query) + len(user_agent) + len(host) + len(client) + len(scheme + version) > _LONGEST_ADDRESS:
+        path, query, user_agent = path[:LONGEST_TEXT], query[:LONGEST_TEXT], user_agent[:LONGEST_TEXT]
+        host, client = host[:_LONGEST_ADDRESS], client[:_LONGEST_ADDRESS]
+        scheme, version = scheme[:_LONGEST_ADDRESS], version[:_LONGEST_ADDRESS]
     address, port = _split_host(host, "" if is_unix else scheme)
     if query:
         query = _SECRETS.sub(r"\1=REDACTED", query)
@@ -123,7 +123,9 @@ def request_attributes(  # noqa: PLR0913 - a request has so many parts
 
 def is_excluded(urls: re.Pattern[str] | None, scheme: str, host: str, path: str) -> bool:
     """Tell whether an operator wants no span of a request to this URL."""
-    return urls is not None and urls.search(f"{scheme}://{host[:_LONGEST_ADDRESS]}{path}") is not None
+    if urls is None:
+        return False
+    return urls.search(f"{scheme}://{host[:_LONGEST_ADDRESS]}{path[:LONGEST_TEXT]}") is not None
 
 
 def path_of(target: str) -> str:
@@ -140,8 +142,7 @@ def path_of(target: str) -> str:
 
 def quoted(text: str) -> str:
     """Percent-encode the bytes, one by each character, that a client should have encoded itself."""
-    text = text[:LONGEST_TEXT]
-    return text if text.isascii() else quote(text, safe=_SAFE, encoding="latin-1", errors="replace")
+    return text if text.isascii() else quote(text[:LONGEST_TEXT], safe=_SAFE, encoding="latin-1", errors="replace")
 
 
 def set_status_attributes(options: HttpOptions, span: Span, status: int) -> None:

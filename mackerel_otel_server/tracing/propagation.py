@@ -27,8 +27,9 @@ ROOT: Final = context.Context()
 
 _LONGEST: Final = 8192
 """Characters of a header's value: what https://www.w3.org/TR/baggage/#limits has for ``baggage``."""
-# The lengths of https://www.w3.org/TR/trace-context/.
-_LONGEST_OF: Final = {"traceparent": 55, "tracestate": 512}
+_SHORT: Final = 55
+"""Characters that no propagator takes long for: a ``traceparent`` of https://www.w3.org/TR/trace-context/."""
+_LONGEST_OF: Final = {"traceparent": _SHORT, "tracestate": 512}
 _MOST_MEMBERS: Final = 180
 """Members of a ``baggage`` header, by the same document; and headers that a propagator may choose from."""
 
@@ -74,6 +75,8 @@ class BoundedGetter(Getter[_Carrier]):
         value = self.find(carrier, key)
         if value is None:
             return None
+        if len(value) <= _SHORT and value.isascii() and value.isprintable():
+            return [value]
         name = key.lower()
         usable = _bounded(value, _LONGEST_OF.get(name, _LONGEST))
         if usable is None:

@@ -139,7 +139,7 @@ def _begin(application: Any, environ: dict[str, Any]) -> WsgiRequest | None:
         is_unix = port == "" or not client or (client == _NO_ADDRESS and "REMOTE_PORT" not in environ)
         host = get("HTTP_HOST") or (server if is_unix else f"{server}:{port or ''}")
         path = _path(environ)
-        if http.is_excluded(options.excluded_urls.get("wsgi"), scheme, host, path):
+        if options.excluded_urls and http.is_excluded(options.excluded_urls.get("wsgi"), scheme, host, path):
             return WsgiRequest.begin_excluded(application, parent, environ)
         method, attributes = http.request_attributes(
             options,
@@ -153,7 +153,7 @@ def _begin(application: Any, environ: dict[str, Any]) -> WsgiRequest | None:
             version=http.version_of(get("SERVER_PROTOCOL", "")),
             user_agent=get("HTTP_USER_AGENT", ""),
         )
-        prefix = _mount(application, environ)
+        prefix = _mount(application, environ) if get("SCRIPT_NAME") else ""
         begun = WsgiRequest.begin(application, method, prefix, attributes, parent, environ)
         if options.request_headers is not None:
             begun.add_header_attributes("request", _headers(environ))
@@ -304,9 +304,7 @@ def _mount(application: Any, environ: dict[str, Any]) -> str:
     A middleware that stands between the server and this application may have put a tenant's name there, say, of which
     there is no end. So may whoever sends the header that Gunicorn takes from a trusted proxy.
     """
-    script_name: str = environ.get("SCRIPT_NAME", "")
-    if not script_name:
-        return ""
+    script_name: str = environ["SCRIPT_NAME"]
     if wrapping.identity(application) in _served and environ.get("HTTP_SCRIPT_NAME") != script_name:
         return script_name
     found = (mount for mount in _find_mounts() if script_name == mount or script_name.startswith(f"{mount}/"))
@@ -321,11 +319,15 @@ def _headers(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield key.replace("_", "-"), value
 
 
+_KEYS: Final = {name: f"HTTP_{name.upper()}" for name in ("traceparent", "tracestate", "baggage")}
+"""Where an environ has the headers that every request is asked for."""
+
+
 class _Getter(BoundedGetter[dict[str, Any]]):
     """Reads the headers of an environ."""
 
     def find(self, carrier: dict[str, Any], name: str) -> str | None:
-        return carrier.get(f"HTTP_{name.upper().replace('-', '_')}")
+        return carrier.get(_KEYS.get(name) or f"HTTP_{name.upper().replace('-', '_')}")
 
     def names(self, carrier: dict[str, Any]) -> list[str]:
         return [key[len("HTTP_") :].lower().replace("_", "-") for key in carrier if key.startswith("HTTP_")]
