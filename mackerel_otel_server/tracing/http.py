@@ -44,7 +44,7 @@ _SECRET_KEYS: Final = (
 _SECRETS: Final = re.compile(rf"(?:(?<=[&;])|^)({'|'.join(_SECRET_KEYS)})=[^&;]*")
 
 
-def request_attributes(  # noqa: PLR0913 - a request has so many parts
+def request_attributes(  # noqa: C901, PLR0913 - a request has so many parts
     options: HttpOptions,
     *,
     method: str,
