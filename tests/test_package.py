@@ -202,3 +202,19 @@ def test_a_tag_is_released_when_the_version_and_a_dated_section_of_the_changelog
     )
     assert result.returncode == (words is not None), result
     assert (words or "") in result.stderr
+
+
+def test_the_release_job_installs_only_what_is_pinned_by_hash() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    commands = [line.partition("python -m ")[2] for line in workflow.splitlines() if "python -m " in line]
+    assert commands == [
+        "pip install --require-hashes --only-binary=:all: -r .github/release-requirements.txt",
+        "build --no-isolation",
+        "twine check --strict dist/*",
+    ]
+    assert not re.search(r"\b(pipx|uvx?|npm|npx|curl|wget|apt-get)\b", workflow)
+    text = (ROOT / ".github" / "release-requirements.txt").read_text(encoding="utf-8")
+    pinned = text.replace("\\\n", "").splitlines()
+    assert {"build", "hatchling", "twine"} <= {line.partition("==")[0] for line in pinned}
+    for line in pinned:
+        assert re.fullmatch(r"[\w.-]+==[\w.+!-]+( ;[^#]*?)?\s+(--hash=sha256:[0-9a-f]{64}\s*)+", line), line
