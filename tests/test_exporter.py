@@ -424,6 +424,28 @@ def test_a_partial_success_that_rejects_more_than_was_sent_is_not_believed(sende
     assert (answer.accepted, answer.rejected) == (0, 3)
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        *[
+            Step(200, b'{"partialSuccess": {"rejectedSpans": %s, "errorMessage": "nonsense"}}' % number)
+            for number in (b"1e999", b"-1e999", b"-1", b'"-1"', b"NaN", b'"two"', b'"1e999"', b"0.5", b"true", b"[1]")
+        ],
+        accepted(-1, "nonsense"),
+        accepted(-(2**63), "nonsense"),
+    ],
+)
+def test_a_partial_success_that_is_nonsense_is_one_message_and_the_spans_count_as_delivered(
+    sender: Make, log: list[str], step: Step
+) -> None:
+    with FaultServer(step) as server:
+        answer = sender(server.url).send()
+    assert (answer.accepted, answer.rejected, answer.cause) == (3, 0, Cause.NOT_OTLP)
+    (line,) = log
+    assert "answered 200 with something that is no OTLP answer" in line
+    assert "nonsense" in line
+
+
 def test_a_remark_of_the_far_end_is_told(sender: Make, log: list[str]) -> None:
     with FaultServer(accepted(0, "use another path")) as server:
         assert sender(server.url).send().accepted == 3

@@ -272,29 +272,33 @@ def _message(response: Response) -> str:
     return _text(response.body)
 
 
-def _partial_success(response: Response) -> tuple[int, str] | None:  # noqa: PLR0911 - a table
+def _partial_success(response: Response) -> tuple[int, str] | None:
     """Return the number of rejected spans and the message, None when the body is no OTLP answer."""
-    if not response.body:
-        return (0, "") if response.whole else None
+    try:
+        rejected, message = _rejected(response)
+    except Exception:
+        # Whatever a body holds, the spans were taken.
+        return None
+    return (rejected, message) if rejected >= 0 else None
+
+
+def _rejected(response: Response) -> tuple[int, str]:
+    if not response.body and response.whole:
+        return 0, ""
     if found := _json(response.body):
         partial = found.get("partialSuccess") or {}
-        try:
-            return int(partial.get("rejectedSpans", 0)), str(partial.get("errorMessage", ""))
-        except (AttributeError, ValueError, TypeError):
-            return None
+        # An int64 is text in JSON, and may be a number: https://protobuf.dev/programming-guides/json/
+        return int(str(partial.get("rejectedSpans") or 0)), str(partial.get("errorMessage") or "")
     if response.body.strip() == b"{}":
         return 0, ""
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
     if not response.whole:
-        return None
-    try:
-        answer = ExportTraceServiceResponse.FromString(response.body)
-    except Exception:
-        return None
+        raise ValueError("cut off")
+    answer = ExportTraceServiceResponse.FromString(response.body)
     # Text can happen to be protobuf with unknown fields only.
     if not answer.HasField("partial_success") and "protobuf" not in response.headers.get("Content-Type", ""):
-        return None
+        raise ValueError("no OTLP")
     return answer.partial_success.rejected_spans, answer.partial_success.error_message
 
 
