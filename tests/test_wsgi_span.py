@@ -25,6 +25,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 
 from mackerel_otel_server import trace_wsgi
 from mackerel_otel_server.http_options import HttpOptions
+from mackerel_otel_server.settings.catalogue import REQUEST_HEADERS, RESPONSE_HEADERS
+from mackerel_otel_server.settings.http import read_http_options
+from mackerel_otel_server.settings.reader import Reader
 from mackerel_otel_server.tracing import gate, propagation, request
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -186,6 +189,71 @@ def test_odd_requests(more: dict[str, Any], expected: dict[str, Any]) -> None:
     assert time.perf_counter() - began < 1
     assert "?" not in spans.attributes["url.path"]
     assert spans.one.name == ("HTTP" if expected.get("http.request.method") == "_OTHER" else "GET")
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("SIG=s3cret", "SIG=REDACTED"),
+        ("a=1;Signature=s3cret&b=2", "a=1;Signature=REDACTED&b=2"),
+        ("x-amz-signature=s3cret", "x-amz-signature=REDACTED"),
+        ("s%69g=s3cret", "s%69g=REDACTED"),
+        ("%53%49%47=s3cret&awsaccesskeyid=s3cret", "%53%49%47=REDACTED&awsaccesskeyid=REDACTED"),
+        ("X%2DGoog%2dSignature=s3cret&X%2damz%2Dcredential=s3cret%26", None),
+        ("a?sig=s3cret", "a?sig=REDACTED"),
+        ("design=1&sigma=2&mysig=3&sig", "design=1&sigma=2&mysig=3&sig"),
+    ],
+)
+def test_the_value_of_a_signature_is_redacted_however_its_name_is_written(typed: str, shown: str | None) -> None:
+    with tracing(HttpOptions(old_names=True)) as spans:
+        serve(trace_wsgi(hello), environ(QUERY_STRING=typed))
+        attributes = spans.attributes
+    assert "s3cret" not in f"{attributes}"
+    assert shown in {None, attributes["url.query"]}
+    assert attributes["http.target"] == f"/?{attributes['url.query']}"
+
+
+CREDENTIALS = ("Authorization", "Cookie", "Set-Cookie", "Proxy-Authorization", "X-Api-Key")
+
+
+def captured(request_pattern: str, response_pattern: str) -> dict[str, Any]:
+    """Return the attributes of a request, and a response, with all headers that hold credentials."""
+    options = read_http_options(
+        Reader({REQUEST_HEADERS.name: request_pattern, RESPONSE_HEADERS.name: response_pattern}), ()
+    )
+
+    def application(_: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [("X-Shop", "2"), *((name.lower(), "s3cret") for name in CREDENTIALS)])
+        return [b""]
+
+    sent = {f"HTTP_{name.upper().replace('-', '_')}": "s3cret" for name in CREDENTIALS}
+    with tracing(options) as spans:
+        serve(trace_wsgi(application), environ(HTTP_X_SHOP="1", **sent))
+        return spans.attributes
+
+
+@pytest.mark.parametrize("pattern", [".*", "a.*,c.*,s.*,p.*,x.*", ".*,authorization.*,.*cookie,proxy-\\w+,x-api-?key"])
+def test_headers_that_hold_credentials_are_redacted_where_a_pattern_captures_them(pattern: str) -> None:
+    attributes = captured(pattern, pattern)
+    for kind, value in (("request", "1"), ("response", "2")):
+        assert attributes[f"http.{kind}.header.x_shop"] == (value,)
+        for name in CREDENTIALS:
+            assert attributes[f"http.{kind}.header.{name.lower().replace('-', '_')}"] == ("[REDACTED]",)
+    assert "s3cret" not in f"{attributes}"
+
+
+def test_headers_that_hold_credentials_are_shown_where_they_are_named_one_by_one() -> None:
+    attributes = captured(".*,cookie,X-API-KEY", "Set-Cookie,x-.*")
+    shown = {name for name, value in attributes.items() if value == ("s3cret",)}
+    assert shown == {
+        "http.request.header.cookie", "http.request.header.x_api_key", "http.response.header.set_cookie"
+    }  # fmt: skip
+
+
+def test_a_signature_in_a_header_s_url_is_redacted() -> None:
+    with tracing(HttpOptions(request_headers=re.compile("REFERER"))) as spans:
+        serve(trace_wsgi(hello), environ(HTTP_REFERER="https://shop.example.com/x?sig=s3cret&y=1"))
+        assert spans.attributes["http.request.header.referer"] == ("https://shop.example.com/x?sig=REDACTED&y=1",)
 
 
 text = st.text(st.characters(max_codepoint=0xFF), max_size=40)

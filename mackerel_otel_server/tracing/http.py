@@ -41,7 +41,20 @@ _SECRET_KEYS: Final = (
     "X-Amz-Signature",
     "X-Goog-Signature",
 )
-_SECRETS: Final = re.compile(rf"(?:(?<=[&;])|^)({'|'.join(_SECRET_KEYS)})=[^&;]*")
+_ANY_FORM: Final = {
+    character: f"(?:{re.escape(character)}|%{ord(character.lower()):02x}|%{ord(character.upper()):02x})"
+    for character in "".join(_SECRET_KEYS)
+}
+"""An application decodes the name of a parameter, and may not mind its case."""
+_SECRETS: Final = re.compile(
+    rf"(?:(?<=[?&;])|^)({'|'.join(''.join(map(_ANY_FORM.__getitem__, key)) for key in _SECRET_KEYS)})=[^&;]*",
+    re.IGNORECASE,
+)
+# As in the attributes' names.
+_SECRET_HEADERS: Final = frozenset(
+    {"authorization", "cookie", "proxy_authorization", "set_cookie", "x_api_key"}
+    | {"x_amz_security_token", "x_auth_token", "x_csrf_token", "x_csrftoken"}
+)
 
 
 def request_attributes(  # noqa: C901, PLR0913 - a request has so many parts
@@ -165,6 +178,9 @@ def header_attributes(
 ) -> dict[str, list[str]]:
     """Return the captured headers as attributes, under the names that OpenTelemetry Python gives them.
 
+    Those that hold credentials are redacted unless the operator has named them one by one: a pattern such as ``.*``
+    is not meant for them.
+
     Args:
         options: What the operator chose.
         kind: ``request`` or ``response``.
@@ -176,10 +192,19 @@ def header_attributes(
         return attributes
     for name, value in headers:
         if wanted.fullmatch(name):
-            hidden = options.sanitized_headers is not None and options.sanitized_headers.search(name)
-            key = f"http.{kind}.header.{name.lower().replace('-', '_')}"
-            attributes.setdefault(key, []).append("[REDACTED]" if hidden else value[:LONGEST_TEXT])
+            plain = name.lower().replace("-", "_")
+            hidden = plain in _SECRET_HEADERS and plain not in _named(wanted)
+            hidden = hidden or (options.sanitized_headers is not None and options.sanitized_headers.search(name))
+            # Referer and Location hold URLs.
+            shown = "[REDACTED]" if hidden else _SECRETS.sub(r"\1=REDACTED", value[:LONGEST_TEXT])
+            attributes.setdefault(f"http.{kind}.header.{plain}", []).append(shown)
     return attributes
+
+
+@functools.lru_cache
+def _named(wanted: re.Pattern[str]) -> frozenset[str]:
+    """Return the alternatives of a pattern, those that are headers' names as an attribute's name has them."""
+    return frozenset(wanted.pattern.lower().replace("\\", "").replace("-", "_").split("|"))
 
 
 @functools.lru_cache(maxsize=128)
