@@ -61,6 +61,25 @@ VARIABLES: list[dict[str, str]] = [
         for text in (KEY, f"Basic%20{ENCODED}", f'"{KEY}"', f"{KEY}%0A", f"{KEY}\udce9")
     ],
     {HEADERS: KEY},
+    *[
+        {name: text.format(key)}
+        for name in (ENDPOINT, TRACES, "MACKEREL_OTEL_ENDPOINT", "MACKEREL_APIKEY_FILE")
+        for key in (KEY, f"{KEY}==")
+        for text in ("{}", '"{}"', "Bearer {}")
+    ],
+    *[{"MACKEREL_APIKEY": "an0ther-key", "MACKEREL_APIKEY_FILE": text} for text in (f'"{KEY}"', f"Bearer {KEY}")],
+    *[{name: f"https://c/{KEY}/v1/traces"} for name in (TRACES, "MACKEREL_OTEL_ENDPOINT")],
+    *[
+        {name: f'"{KEY}"'}
+        for name in (
+            "OTEL_TRACES_EXPORTER",
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "OTEL_EXPORTER_OTLP_TIMEOUT",
+            "OTEL_TRACES_SAMPLER",
+            "OTEL_TRACES_SAMPLER_ARG",
+            "OTEL_BSP_EXPORT_TIMEOUT",
+        )
+    ],
     {HEADERS: f"{KEY}: a=b"},
     {HEADERS: f"mackerel-api-key={KEY}"},
     {"OTEL_EXPORTER_OTLP_CLIENT_KEY": f"-----BEGIN PRIVATE KEY-----\n{KEY}\n-----END PRIVATE KEY-----\n"},
@@ -97,6 +116,16 @@ def test_a_secret_in_a_variable_is_not_shown(
 ) -> None:
     (tmp_path / "uwsgi.ini").write_text("[uwsgi]\nimport = mackerel_otel_server.uwsgi\n")
     assert_no_secret(said(tmp_path, monkeypatch, capsys, env))
+
+
+def test_a_secret_is_not_shown_where_a_line_is_broken_within_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for columns in range(20, 60, 5):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        text = said(tmp_path, monkeypatch, capsys, {"MACKEREL_APIKEY": KEY, "OTEL_SERVICE_NAME": f"shop {KEY}"})
+        assert_no_secret("".join(text.split()))
 
 
 RAW = f"raw_env = ['MACKEREL_APIKEY={KEY}', '{HEADERS}=a={ENCODED}']\n"
@@ -144,6 +173,7 @@ def echo(server: FaultServer, sock: socket.socket) -> None:
         {TRACES: f"http://user:{ENCODED}@{{host}}/v1/traces"},
         {TRACES: f"http://{{host}}/v1/traces?token={KEY}"},
         {ENDPOINT: "http://{host}", HEADERS: f"authorization=Basic%20{ENCODED}"},
+        {TRACES: f"http://{{host}}/{KEY}/v1/traces"},
         {ENDPOINT: "http://c.example", "HTTP_PROXY": f"http://user:{KEY}@{{host}}"},
         {TRACES: "https://c.example/v1/traces", "HTTPS_PROXY": f"http://user:{KEY}@{{host}}"},
     ],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import random
+import re
 import socket
 import ssl
 import subprocess
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
+from urllib.parse import quote
 
 import fault_server as far
 import pytest
@@ -649,6 +652,76 @@ def test_no_secret_is_repeated_whoever_says_it(sender: Make, log: list[str]) -> 
         assert not [line for line in log if "hunter22" in line or "query-secret" in line]
         assert server.requests[0].line == "POST /v1/traces?query-secret HTTP/1.1"
         assert server.requests[0].headers["authorization"] == "Basic bWU6aHVudGVyMjI="
+
+
+BASIC = base64.b64encode(b"tok3n-of-me:pass/word+1").decode()
+HEADERS = {
+    "OTEL_EXPORTER_OTLP_HEADERS": (
+        f"authorization=Basic%20{BASIC},x-token=Bearer%20abcd%2Fefgh%2B0123,x-odd=%22p%C3%A4ss"
+    )
+}
+FORMS = {
+    "the key": [
+        KEY,
+        KEY.upper(),
+        KEY[:12] + "\r\n " + KEY[12:],
+        KEY[:12] + "\\n" + KEY[12:],
+        quote(KEY).replace("-", "%2d"),
+    ],
+    "a Basic value": [
+        f"Basic {BASIC}",
+        BASIC,
+        quote(BASIC, safe=""),
+        "tok3n-of-me:pass/word+1",
+        "pass/word+1",
+        "tok3n-of-me",
+    ],
+    "a Bearer value": [
+        "abcd/efgh+0123",
+        "abcd%2Fefgh%2B0123",
+        "abcd%252fefgh%252b0123",
+        "abcd\\/efgh+0123",
+        "abcd&#x2F;efgh&#43;0123",
+    ],
+    "another header": ['"p\xe4ss', '\\"p\\u00e4ss', "&quot;p\xc3\xa4ss", "%22p%C3%A4ss"],
+    "the URL's user": ["user-t0ken", base64.b64encode(b"user-t0ken:").decode()],
+    "the query": ["t=query%2Fs3cret+1&u=an0ther1", "query%2fs3cret+1", "query/s3cret 1", "query/s3cret+1", "an0ther1"],
+    "the path": ["path-t0ken-1%2B", "path-t0ken-1+"],
+}
+
+
+@pytest.mark.parametrize("form", [form for forms in FORMS.values() for form in forms])
+@pytest.mark.parametrize("where", ["a message", "a reason", "a remark"])
+def test_what_a_far_end_quotes_is_masked_in_every_form_in_which_it_was_sent(
+    sender: Make, log: list[str], form: str, where: str
+) -> None:
+    text = f"I got <{form}> of you"
+    line = " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")
+    steps = {
+        "a message": refused(400, text),
+        "a reason": Step(act=lambda _, sock: sock.sendall(f"HTTP/1.1 404 {line}\r\n\r\n".encode("latin-1"))),
+        "a remark": accepted(0, text),
+    }
+    with FaultServer(steps[where]) as server:
+        url = f"http://user-t0ken@127.0.0.1:{server.port}/v1/path-t0ken-1%2B/traces?t=query%2Fs3cret+1&u=an0ther1"
+        sender(url, **HEADERS).send()
+    (said,) = log
+    # A backslash before it and a plus sign after it may be left.
+    assert re.search(r"I got <[\\]*\*\*\*(\+|%2B)?> of you", said)
+
+
+@pytest.mark.parametrize("body", [f"no {KEY[:10]}", " " * 3990 + KEY, f"{KEY} " * 200], ids=["by it", "by us", "often"])
+def test_a_secret_at_which_an_answer_is_cut_off_is_masked(sender: Make, log: list[str], body: str) -> None:
+    with FaultServer(Step(400, body.encode())) as server:
+        sender(server.url).send()
+    assert KEY[:10] not in log[0]
+    assert "***" in log[0]
+
+
+def test_the_words_around_a_short_secret_are_left_alone(sender: Make, log: list[str]) -> None:
+    with FaultServer(refused(400, "an us er of prod and of a product")) as server:
+        sender(server.url, OTEL_EXPORTER_OTLP_HEADERS="a=user,b=ofprod").send()
+    assert "'an us er of prod and of a product'" in log[0]
 
 
 def test_the_exporter_never_raises(sender: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import time
+import traceback
 from pathlib import Path
 
 import pytest
 
 from mackerel_otel_server.http_options import HttpOptions
+from mackerel_otel_server.pipeline import connection
+from mackerel_otel_server.pipeline.answer import Fault
+from mackerel_otel_server.pipeline.exporter import Exporter
 from mackerel_otel_server.settings import (
     MACKEREL_ENDPOINT,
     Arguments,
     Settings,
     SettingsError,
+    catalogue,
+    destination,
+    proxy,
     read,
     semantic_conventions,
 )
@@ -116,6 +124,81 @@ def test_a_key_that_is_typed_where_its_file_belongs_is_not_shown(
     (tmp_path / "a_file_with_a_long_name").write_text("")
     message = problem(MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE="a_file_with_a_long_name")
     assert message.startswith("MACKEREL_APIKEY_FILE='a_file_with_a_long_name' is empty")
+
+
+@pytest.mark.parametrize("typed", ["{}", '"{}"', "\N{LEFT DOUBLE QUOTATION MARK}{}", "Bearer {}", "MACKEREL_APIKEY={}"])
+@pytest.mark.parametrize("key", ["k3y-0fme", "k3y-of-nobody-at-all-012345", "/k3y+of/Nobody=="])
+@pytest.mark.parametrize("name", ["MACKEREL_APIKEY_FILE", *catalogue.ENDPOINT.names])
+def test_a_key_that_is_typed_into_the_wrong_variable_is_not_shown_quoted_or_short(
+    typed: str, key: str, name: str
+) -> None:
+    said = problems(MACKEREL_APIKEY="", **{name: typed.format(key)})
+    assert key[2:] not in "".join(said)
+    assert "type MACKEREL_APIKEY= and the key" in said[0] or key[0] == "/"
+
+
+@pytest.mark.parametrize("file", ["/run/secrets/Mackerel1", "/mackerel_apikey", "./k3y-0fme", "apikey"])
+def test_the_name_of_a_file_for_the_key_that_is_missing_is_shown(file: str) -> None:
+    assert f"MACKEREL_APIKEY_FILE={file!r} cannot be read" in problem(MACKEREL_APIKEY="", MACKEREL_APIKEY_FILE=file)
+
+
+@pytest.mark.parametrize(
+    "variable", [catalogue.EXPORTER, catalogue.PROTOCOL, catalogue.COMPRESSION, catalogue.TIMEOUT, catalogue.SAMPLER,
+                 catalogue.CERTIFICATE, catalogue.RESOURCE_ATTRIBUTES, catalogue.SDK_DISABLED, catalogue.PROPAGATORS,
+                 catalogue.SCHEDULE_DELAY, catalogue.HTTPS_PROXY], ids=lambda variable: variable.name
+)  # fmt: skip
+def test_a_key_in_a_variable_that_it_makes_no_sense_in_is_not_shown(variable: catalogue.Variable) -> None:
+    key = "k3y-of-nobody-at-all-012345"
+    for typed in (key, f'"{key}"', f"[{key}"):
+        try:
+            text = repr(read({**KEY, variable.name: typed}))
+        except SettingsError as error:
+            text = str(error)
+        assert "nobody" not in text
+
+
+def _locals_of(error: BaseException) -> str:
+    """Return a traceback of ours with the values of all variables, as Sentry and rich print them."""
+    own = error.__traceback__.tb_next if error.__traceback__ else None
+    return "".join(traceback.TracebackException(type(error), error, own, capture_locals=True).format())
+
+
+SECRETS = ("k3y-of-nobody", "pass-w0rd", "t0ken-in-query", "he4der-value", "pr0xy-pass")
+FULL = {
+    "OTEL_SERVICE_NAME": "shop",
+    "MACKEREL_APIKEY": "k3y-of-nobody",
+    "MACKEREL_OTEL_ENDPOINT": "https://user:pass-w0rd@proxy.invalid/v1?key=t0ken-in-query",
+    "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20he4der-value",
+    "HTTPS_PROXY": "http://user:pr0xy-pass@127.0.0.1:9",
+}
+
+
+def test_neither_the_repr_nor_a_traceback_with_the_values_of_variables_shows_a_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = read(FULL)
+    texts = [repr(settings)]
+    with pytest.raises(SettingsError) as raised:
+        read({**FULL, "OTEL_TRACES_SAMPLER": "none"})
+    texts.append(_locals_of(raised.value))
+    exporter = Exporter(settings)
+    with pytest.raises(Fault) as fault:
+        exporter._connection.post(exporter._fields(), b"", time.monotonic() + 5)  # noqa: SLF001 - export() catches it
+    texts.append(_locals_of(fault.value))
+
+    def fail(*given: object) -> None:
+        del given
+        raise RuntimeError
+
+    for module, name in ((destination, "read_api_key"), (proxy, "Secret"), (connection, "_authority")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            with pytest.raises(RuntimeError) as wrong:
+                Exporter(read(FULL))
+        texts.append(_locals_of(wrong.value))
+    assert len(texts) == 6
+    for text in texts:
+        assert not [secret for secret in SECRETS if secret in text], text
 
 
 @pytest.mark.parametrize(

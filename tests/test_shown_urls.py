@@ -75,6 +75,21 @@ def test_no_problem_and_no_repr_of_the_settings_shows_one(url: str, name: str) -
         ("https://user:12/34@collector", CLOAK),
         ("https://user:12#34@collector", CLOAK),
         ("https://user:12%40collector", CLOAK),
+        ("collector.example/v1/traces", None),
+        ("10.0.0.1", None),
+        ("/v1/traces", None),
+        ('"https://user:password@collector/x"', '"https://collector/x"'),
+        # What may be the API key: no host, or a token in the path.
+        ("k3y-0fme", CLOAK),
+        ('"k3y-0fme"', f'"{CLOAK}"'),
+        ("Bearer k3y-0fme", CLOAK),
+        ("MACKEREL_APIKEY=k3y-0fme", CLOAK),
+        ("Ab3+k3y/of/nobody=", CLOAK),
+        ("https://k3y-of-nobody-012345", f"https://{CLOAK}"),
+        ("https://Ab3+k3y/of/nobody=", CLOAK),
+        ("https://collector/k3y-0fme/v1/traces", f"https://collector/{CLOAK}/v1/traces"),
+        ("collector:4318/v1/traces/k3y%2D0fme", f"collector:4318/v1/traces/{CLOAK}"),
+        ("https://opentelemetry-collector/api/v2/otlp/v1/traces", None),
         ("", None),
     ],
 )
@@ -87,7 +102,11 @@ def test_what_somebody_else_may_repeat_of_a_url_is_known() -> None:
         secrets_of("https://user:pass%20word@c/v1/traces")
     )
     assert {"user", "12/34", "12", "34"} <= set(secrets_of("https://user:12/34@c"))
-    assert "token" in set(secrets_of("https://token@c"))
+    assert {"token", "dG9rZW46"} == set(secrets_of("https://token@c"))
+    assert "token" in set(secrets_of("https://token:@c"))
+    assert "tok3n-of-me" in set(secrets_of("https://tok3n-of-me:pass-word@c"))
+    assert "token" in set(secrets_of("https://token:x-oauth-basic@c"))
+    assert {"k3y%2D0fme", "k3y-0fme"} == set(secrets_of("https://c:4318/k3y%2D0fme/v1/traces"))
     assert list(secrets_of("https://c:4318/v1/traces?a=b")) == []
     # A word of our own sentences.
     assert "traces" not in set(secrets_of("https://c:4318/v1/traces?mail=a@b"))

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, unquote
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from mackerel_otel_server.settings import catalogue
+from mackerel_otel_server.settings.masking import SHORTEST_PART, Mask, of_header, of_query
 from mackerel_otel_server.settings.urls import secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-_SHORTEST: Final = 4
-_SHORTEST_IN_LIST: Final = 8
-"""Most headers and most of a query are no secrets, and a common word shall not vanish from all sentences."""
-_URLS: Final = (*catalogue.ENDPOINT.names, *catalogue.HTTPS_PROXY.names, *catalogue.HTTP_PROXY.names)
-
 
 def secrets(environ: Mapping[str, str]) -> list[str]:
-    """Return what no line may show, as it was typed, and without and with percent-encoding."""
+    """Return what no line may show, as it was typed, and without percent-encoding and base64."""
     found = [*_of_variables(environ)]
     for word in _words(environ.get("GUNICORN_CMD_ARGS", "")):
         # -e NAME=value, --env=NAME=value, -eNAME=value
         name, equals, value = word.removeprefix("--env=").removeprefix("-e").partition("=")
         if equals:
             found += _of_variables({name: value})
-    bare = [unquote(one) for one in found]
-    return list(dict.fromkeys([*found, *bare, *(quote(one, safe="", errors="surrogateescape") for one in bare)]))
+    return list(dict.fromkeys(found))
 
 
 def _of_variables(environ: Mapping[str, str]) -> Iterator[str]:
     for name in catalogue.API_KEY.names:
         yield environ.get(name, "").strip()
-    items = [item for name in catalogue.HEADERS.names for item in environ.get(name, "").split(",")]
-    for url in (environ.get(name, "").strip() for name in _URLS):
+    # Most headers and most of a query are no secrets.
+    parts: list[str] = []
+    for item in (item for name in catalogue.HEADERS.names for item in environ.get(name, "").split(",")):
+        parts += of_header(unquote(item.partition("=")[2].strip()))
+    for url in (environ.get(name, "").strip() for variable in catalogue.URLS for name in variable.names):
         yield from secrets_of(url)
-        items += url.partition("?")[2].partition("#")[0].split("&")
-    for value in (item.partition("=")[2].strip() for item in items):
-        # `Basic …` and `Bearer …`: the rest alone, too.
-        yield from (one for one in (value, *unquote(value).split()) if len(one) >= _SHORTEST_IN_LIST)
+        parts += of_query(url.partition("?")[2].partition("#")[0])
+    yield from (part for part in parts if len(part) >= SHORTEST_PART)
 
 
 def _words(arguments: str) -> list[str]:
@@ -50,15 +48,23 @@ def _words(arguments: str) -> list[str]:
 
 
 def cloaked(data: Any, known: Iterable[str]) -> Any:
-    """Replace the secrets in a text, and in all texts of lists and dictionaries."""
-    return _cloaked(data, sorted((one for one in known if len(one) >= _SHORTEST), key=len, reverse=True))
+    """Replace the secrets in a text, and in all texts of lists, dictionaries and dataclasses.
+
+    Do so before lines are broken, which would part a secret.
+    """
+    return _cloaked(data, _mask(tuple(known)))
 
 
-def _cloaked(data: Any, known: list[str]) -> Any:
+@functools.lru_cache(maxsize=1)
+def _mask(known: tuple[str, ...]) -> Mask:
+    return Mask(known)
+
+
+def _cloaked(data: Any, mask: Mask) -> Any:
     if isinstance(data, str):
-        for secret in known:
-            data = data.replace(secret, "***")
-        return data
+        return mask(data)
+    if is_dataclass(data) and not isinstance(data, type):
+        return replace(data, **{one.name: _cloaked(getattr(data, one.name), mask) for one in fields(data)})
     if isinstance(data, dict):
-        return {name: _cloaked(value, known) for name, value in data.items()}
-    return [_cloaked(value, known) for value in data] if isinstance(data, list | tuple) else data
+        return {name: _cloaked(value, mask) for name, value in data.items()}
+    return [_cloaked(value, mask) for value in data] if isinstance(data, list | tuple) else data

@@ -35,14 +35,14 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 when a value cannot be understood.
     """
-    description, known = describe(os.environ), secrets(os.environ)
+    description: Description = cloaked(describe(os.environ), secrets(os.environ))
     if args.json:
-        print(json.dumps(cloaked(as_json(description), known), indent=2))
+        print(json.dumps(as_json(description), indent=2))
     else:
         for line in lines(description.settings, columns()):
-            say(cloaked(line, known))
+            say(line)
         for sentence in (*description.warnings, *description.problems):
-            complain(printable(cloaked(sentence, known)))
+            complain(printable(sentence))
     return 1 if description.problems else 0
 
 

@@ -48,10 +48,10 @@ class Report:
 
 def as_json(report: Report, secrets: Sequence[str]) -> str:
     """Return one JSON object; ``sent`` is there when a span was sent."""
-    data = asdict(report)
+    data = asdict(cloaked(report, secrets))
     if report.sent is None:
         del data["sent"]
-    return json.dumps(cloaked(data, secrets), indent=2)
+    return json.dumps(data, indent=2)
 
 
 def show(report: Report, secrets: Sequence[str], *, silence: str = "", with_defaults: bool = False) -> None:
@@ -64,8 +64,8 @@ def show(report: Report, secrets: Sequence[str], *, silence: str = "", with_defa
         with_defaults: Show the settings that nobody has made, too.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    for line, styles in _lines(report, width, silence, with_defaults=with_defaults):
-        say(paint(printable(cloaked(line, secrets)), *styles))
+    for line, styles in _lines(cloaked(report, secrets), width, silence, with_defaults=with_defaults):
+        say(paint(printable(line), *styles))
 
 
 def _lines(report: Report, width: int, silence: str, *, with_defaults: bool) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
+from mackerel_otel_server.settings.masking import Mask
 from mackerel_otel_server.settings.urls import without_credentials
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _ABOUT_FORMAT: Final = re.compile(
 _ABOUT_KEY: Final = re.compile(r"key|auth|token|permission|credential", re.IGNORECASE)
 _LONGEST_WAIT: Final = 1e9
 _MOST_CHARACTERS: Final = 200
-_SHORTEST_SECRET: Final = 4
+_MOST_READ: Final = 4000
 
 
 UNCONFIRMED: Final = (
@@ -156,8 +157,7 @@ class Reader:
 
     def set_secrets(self, secrets: Iterable[str | None]) -> None:
         """Take what must not be shown from now on."""
-        shown = sorted({re.escape(secret) for secret in secrets if secret and len(secret) >= _SHORTEST_SECRET}, key=len)
-        self._secrets = re.compile("|".join(reversed(shown)), re.IGNORECASE) if shown else None
+        self._mask = Mask(secrets)
 
     def of_fault(self, fault: Fault) -> Answer:
         """Say why no answer came. A batch that was sent completely is never sent again by itself."""
@@ -183,8 +183,8 @@ class Reader:
         if retry_after is not None:
             seen += f", to be asked again after {retry_after:.0f} s"
         if cause is Cause.REDIRECT:
-            location = without_credentials(response.headers.get("Location", "nowhere"))
-            seen += f" to {self.shown(location)!r}"
+            location = without_credentials(response.headers.get("Location", ""))
+            seen += f" to {self.shown(location or 'nowhere')!r}"
         keep = cause in {Cause.SERVER, Cause.RATE, Cause.PROXY}
         stop = cause in {Cause.KEY, Cause.CREDENTIALS, Cause.QUOTA}
         return Answer(
@@ -232,9 +232,7 @@ class Reader:
 
     def shown(self, said: str) -> str:
         """Return a stranger's words so that a log can take them: no secret, no control character, not too long."""
-        if self._secrets:
-            said = self._secrets.sub("***", said)
-        said = " ".join(said.split())
+        said = " ".join(self._mask(said[:_MOST_READ], is_cut=True).split())
         said = said if len(said) <= _MOST_CHARACTERS else said[:_MOST_CHARACTERS] + "…"
         return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in said)
 
@@ -313,4 +311,4 @@ def _json(body: bytes) -> dict[str, Any]:
 
 
 def _text(body: bytes) -> str:
-    return body[:4000].decode("utf-8", "backslashreplace").strip()
+    return body[:_MOST_READ].decode("utf-8", "backslashreplace").strip()

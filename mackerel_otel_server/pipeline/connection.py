@@ -7,7 +7,6 @@ Everything of ``socket`` and ``ssl`` is looked up when it is used, so gevent's p
 
 from __future__ import annotations
 
-import base64
 import http.client
 import io
 import re
@@ -16,13 +15,14 @@ import ssl
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import SplitResult, unquote, urlsplit
 
 from mackerel_otel_server.pipeline.answer import Cause, Fault, Response
-from mackerel_otel_server.settings.urls import CLOAK, without_credentials
+from mackerel_otel_server.settings.masking import Secret
+from mackerel_otel_server.settings.urls import CLOAK, basic, split, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from urllib.parse import SplitResult
 
     from mackerel_otel_server.settings import Settings
 
@@ -49,18 +49,18 @@ class Connection:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        url = urlsplit(settings.endpoint)
+        url = split(settings.endpoint)
         self._tls = url.scheme == "https"
         self._host = url.hostname or ""
         self._port = url.port or (443 if self._tls else 80)
-        self._target = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        self._target = Secret((url.path or "/") + (f"?{url.query}" if url.query else ""))
         self._authority = _authority(self._host, url.port)
-        proxy = urlsplit(settings.proxy) if settings.proxy else None
+        proxy = split(settings.proxy) if settings.proxy else None
         self._proxy = (proxy.hostname or "", proxy.port or 80) if proxy else None
         self._proxy_fields = _basic("Proxy-Authorization", proxy) if proxy else {}
         self._fields = {"Host": self._authority, **_basic("Authorization", url)}
         if proxy and not self._tls:
-            self._target = f"http://{self._authority}{self._target}"
+            self._target = Secret(f"http://{self._authority}{self._target}")
             self._fields |= self._proxy_fields
         self._context: ssl.SSLContext | None = None
         self._stream: _Stream | None = None
@@ -81,14 +81,15 @@ class Connection:
             Fault: No answer came.
         """
         head = _head(self._target, {**self._fields, **fields, "Content-Length": str(len(body))})
+        request = memoryview(b"".join((head, body)))
         if stream := self._kept(limit):
             try:
-                return self._exchange(stream, head + body)
+                return self._exchange(stream, request)
             except Fault as fault:
                 # Not sent completely, so not processed: closed since we looked. Once more, on a fresh connection.
                 if fault.sent or fault.cause is not Cause.CLOSED:
                     raise
-        return self._exchange(self._open(limit), head + body)
+        return self._exchange(self._open(limit), request)
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -141,7 +142,7 @@ class Connection:
                 raise Fault(Cause.TLS, f"the certificate files cannot be used: {error}", again=False) from None
         stream.start_tls(self._context, self._host)
 
-    def _exchange(self, stream: _Stream, request: bytes) -> Response:
+    def _exchange(self, stream: _Stream, request: memoryview) -> Response:
         sent = False
         keep = False
         try:
@@ -174,7 +175,7 @@ class Connection:
         if not self._proxy:
             return ""
         # What its URL's parts are is not certain where nothing of it may be shown.
-        is_cloaked = without_credentials(self._settings.proxy or "") == CLOAK
+        is_cloaked = CLOAK in without_credentials(self._settings.proxy or "")
         return f"the proxy {CLOAK} " if is_cloaked else "the proxy {}:{} ".format(*self._proxy)
 
 
@@ -186,8 +187,8 @@ class _Stream:
         self.limit = limit
         self.ended = False
 
-    def sendall(self, data: bytes) -> None:
-        rest = memoryview(data)
+    def sendall(self, data: memoryview) -> None:
+        rest = data
         while rest:
             self._socket.settimeout(_left(self.limit))
             rest = rest[self._socket.send(rest[:_PIECE]) :]
@@ -367,12 +368,15 @@ def tls_context(settings: Settings) -> ssl.SSLContext:
     return context
 
 
-def _head(target: str, fields: Mapping[str, str], method: str = "POST") -> bytes:
-    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
-    if any("\r" in line or "\n" in line or "\0" in line for line in lines):
+def _head(target: str, fields: Mapping[str, str], method: str = "POST") -> memoryview:
+    """Return a request's head, whose repr shows none of its secrets."""
+    lines = (f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", "")
+    text = Secret("\r\n".join(lines))
+    del lines
+    if text.count("\r") != len(fields) + 2 or text.count("\n") != len(fields) + 2 or "\0" in text:
         raise Fault(Cause.OTHER, "a header field or the URL holds a line break", again=False)
     # Not Latin-1: what the headers variable percent-encodes goes out as the same bytes.
-    return "\r\n".join(lines).encode("utf-8", "surrogateescape")
+    return memoryview(text.encode("utf-8", "surrogateescape"))
 
 
 def _authority(host: str, port: int | None) -> str:
@@ -385,5 +389,4 @@ def _authority(host: str, port: int | None) -> str:
 def _basic(name: str, url: SplitResult) -> dict[str, str]:
     if url.username is None:
         return {}
-    pair = f"{unquote(url.username)}:{unquote(url.password or '')}"
-    return {name: "Basic " + base64.b64encode(pair.encode()).decode("ascii")}
+    return {name: Secret(f"Basic {basic(url.username, url.password or '')}")}

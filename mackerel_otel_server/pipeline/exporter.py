@@ -20,9 +20,12 @@ from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Answer, Cause, F
 from mackerel_otel_server.pipeline.complaints import Complaints
 from mackerel_otel_server.pipeline.connection import Connection
 from mackerel_otel_server.settings import API_KEY_HEADER
+from mackerel_otel_server.settings.masking import of_header, of_query
 from mackerel_otel_server.settings.urls import secrets_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mackerel_otel_server.settings import Settings
 
 __all__ = ["Answer", "Cause", "Exporter"]
@@ -177,15 +180,13 @@ class Exporter:
             fields[API_KEY_HEADER] = self._key
         return fields
 
-    def _secrets(self) -> list[str | None]:
-        return [
-            self._settings.api_key,
-            self._key,
-            *self._settings.headers.values(),
-            *secrets_of(self._settings.proxy or ""),
-            *secrets_of(self._settings.endpoint),
-            urlsplit(self._settings.endpoint).query,
-        ]
+    def _secrets(self) -> Iterator[str | None]:
+        yield from (self._settings.api_key, self._key)
+        for value in self._settings.headers.values():
+            yield from of_header(value)
+        yield from secrets_of(self._settings.proxy or "")
+        yield from secrets_of(self._settings.endpoint)
+        yield from of_query(urlsplit(self._settings.endpoint).query)
 
 
 def _compress(body: bytes, compression: str) -> bytes:

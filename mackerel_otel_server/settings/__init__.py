@@ -29,7 +29,8 @@ from mackerel_otel_server.settings.process import (
     wants_colour,
 )
 from mackerel_otel_server.settings.proxy import read_proxy
-from mackerel_otel_server.settings.reader import Reader
+from mackerel_otel_server.settings.reader import Reader, seen
+from mackerel_otel_server.settings.shown import shown
 from mackerel_otel_server.settings.values import Arguments, Settings, SettingsError
 
 __all__ = [
@@ -87,6 +88,7 @@ def read(
         SettingsError: With all problems at once.
     """
     source = Reader(environ)
+    del environ  # tools that show a traceback with the values of variables would show all of it
     settings = understand(source, arguments or Arguments(), application, script)
     if source.problems:
         raise SettingsError(tuple(source.problems))
@@ -153,7 +155,8 @@ def _exporters(source: Reader) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in _EXPORTERS]:
         source.problem(
             variable,
-            f"{variable}={value!r}: {', '.join(map(repr, unknown))} is not known; type one or more of "
+            f"{seen(catalogue.EXPORTER, variable, value)}: "
+            f"{', '.join(repr(shown(catalogue.EXPORTER, name)) for name in unknown)} is not known; type one or more of "
             f"{', '.join(_EXPORTERS)}",
         )
     return tuple(name for name in names if name in _EXPORTERS and name != "none")
@@ -164,7 +167,7 @@ def _check_protocol(source: Reader) -> None:
     if value not in ("", catalogue.PROTOCOL.default):
         source.problem(
             name,
-            f"{name}={value!r} is not supported: Mackerel takes http/protobuf only; "
+            f"{seen(catalogue.PROTOCOL, name, value)} is not supported: Mackerel takes http/protobuf only; "
             f"unset it or type {name}=http/protobuf",
         )
 
@@ -179,7 +182,8 @@ def _sampler(source: Reader) -> tuple[str, float]:
         except ValueError:
             ratio = math.nan
         if not 0.0 <= ratio <= 1.0:
-            source.problem(name, f"{name}={argument!r} is not a number from 0 to 1; for a tenth type 0.1")
+            given = seen(catalogue.SAMPLER_ARG, name, argument)
+            source.problem(name, f"{given} is not a number from 0 to 1; for a tenth type 0.1")
     return sampler, ratio
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import errno
-import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mackerel_otel_server.settings import catalogue
+from mackerel_otel_server.settings.masking import Secret
+from mackerel_otel_server.settings.shown import may_be_key
 
 if TYPE_CHECKING:
     from mackerel_otel_server.settings.reader import Reader
-
-# Most names of files have a slash at their beginning, or a dot.
-_MAY_BE_KEY: Final = re.compile(r"(?!/)[A-Za-z0-9+/=_-]{20,}")
 
 
 def read_api_key(source: Reader, key_in_headers: str, headers_name: str) -> str | None:
@@ -43,7 +41,7 @@ def read_api_key(source: Reader, key_in_headers: str, headers_name: str) -> str 
 
 def _from_file(source: Reader, name: str, file: str) -> str | None:
     try:
-        key = read_key_file(Path(file)).strip()
+        key = Secret(read_key_file(Path(file)).strip())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         if may_be_key(file):
@@ -67,19 +65,6 @@ def _from_file(source: Reader, name: str, file: str) -> str | None:
         )
         return None
     return _checked(source, name, key)
-
-
-def may_be_key(file: str) -> bool:
-    """Tell whether the name of a file looks like a key that was typed in its place."""
-    if not _MAY_BE_KEY.fullmatch(file):
-        return False
-    try:
-        Path(file).stat()
-    except PermissionError:
-        return False
-    except OSError:  # also when it is too long for a name, which Path.exists() raises
-        return True
-    return False
 
 
 def read_key_file(file: Path) -> str:

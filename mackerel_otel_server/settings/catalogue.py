@@ -74,6 +74,7 @@ HTTPS_PROXY: Final = _of("https_proxy", "HTTPS_PROXY", is_="http proxy on the wa
 HTTP_PROXY: Final = _of(
     "http_proxy", "HTTP_PROXY", is_="http proxy on the way to an http endpoint, never for this machine itself"
 )
+URLS: Final = (ENDPOINT, HTTPS_PROXY, HTTP_PROXY)
 NO_PROXY: Final = _of("no_proxy", "NO_PROXY", is_="hosts that are asked without a proxy")
 
 SERVICE_NAME: Final = _of(

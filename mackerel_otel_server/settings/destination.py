@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 from mackerel_otel_server.settings import catalogue
 from mackerel_otel_server.settings.api_key import read_api_key
-from mackerel_otel_server.settings.urls import is_loopback, is_mackerel, with_path, without_credentials
+from mackerel_otel_server.settings.masking import Secret
+from mackerel_otel_server.settings.urls import CLOAK, is_loopback, is_mackerel, split, with_path, without_credentials
 
 if TYPE_CHECKING:
     from mackerel_otel_server.settings.reader import Reader
@@ -21,9 +22,9 @@ def read_destination(source: Reader, *, wanted: bool) -> tuple[str, str | None, 
     if not wanted:
         return "", None, {}
     name, endpoint = source.first(catalogue.ENDPOINT)
-    parts = _checked(source, name, endpoint) if endpoint else urlsplit(catalogue.ENDPOINT.default)
+    parts = _checked(source, name, endpoint) if endpoint else split(catalogue.ENDPOINT.default)
     if endpoint and parts and name == _ALL_SIGNALS:
-        endpoint = endpoint.rstrip("/") + "/v1/traces"
+        endpoint = Secret(endpoint.rstrip("/") + "/v1/traces")
 
     headers = source.pairs(catalogue.HEADERS)
     key_in_headers = next((headers.pop(key) for key in list(headers) if key.lower() == API_KEY_HEADER.lower()), "")
@@ -56,12 +57,19 @@ def _checked(source: Reader, name: str, endpoint: str) -> SplitResult | None:
     path = "" if name == _ALL_SIGNALS else "/v1/traces"
     shown = without_credentials(endpoint)
     try:
-        parts = urlsplit(endpoint)
+        parts = split(endpoint)
         parts.port  # noqa: B018 - raises for a port that is no number
     except ValueError as error:
         # Its words may hold a part of what is not shown.
         reason = f" ({error})" if shown == endpoint else ""
         source.problem(name, f"{name}={shown!r} is not a URL{reason}; type {name}=http://localhost:4318{path}")
+        return None
+    if "://" not in endpoint and CLOAK in shown:
+        source.problem(
+            name,
+            f"{name} is no URL (its value is not shown, it may be the API key itself); type {catalogue.API_KEY.name}= "
+            f"and the key, or {name}=http://localhost:4318{path}",
+        )
         return None
     if "://" not in endpoint:
         source.problem(name, f"{name}={shown!r} has no scheme; type {name}=http://{shown} or https://{shown}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from mackerel_otel_server.http_options import KNOWN_METHODS, HttpOptions
 from mackerel_otel_server.settings import catalogue
+from mackerel_otel_server.settings.reader import seen
+from mackerel_otel_server.settings.shown import shown
 
 if TYPE_CHECKING:
     from mackerel_otel_server.settings.reader import Reader
@@ -48,7 +50,8 @@ def read_propagators(source: Reader) -> tuple[str, ...]:
         variable, value = source.first(catalogue.PROPAGATORS)
         source.problem(
             variable,
-            f"{variable}={value!r}: {', '.join(map(repr, unknown))} is not installed; known here: "
+            f"{seen(catalogue.PROPAGATORS, variable, value)}: "
+            f"{', '.join(repr(shown(catalogue.PROPAGATORS, name)) for name in unknown)} is not installed; known here: "
             f"{', '.join(sorted(known))}",
         )
     return names

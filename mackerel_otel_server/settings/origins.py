@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from mackerel_otel_server.settings import Arguments, Settings, understand
 from mackerel_otel_server.settings import catalogue as c
-from mackerel_otel_server.settings.api_key import may_be_key
 from mackerel_otel_server.settings.destination import API_KEY_HEADER
 from mackerel_otel_server.settings.identity import guessed_name
-from mackerel_otel_server.settings.reader import PEM, Reader
+from mackerel_otel_server.settings.reader import Reader
+from mackerel_otel_server.settings.shown import shown
 from mackerel_otel_server.settings.urls import CLOAK, without_credentials
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 DEFAULT: Final = "default"
 INSTRUMENT: Final = "instrument()"
 _NOT_USED: Final = " (not used)"
-_URLS: Final = (c.ENDPOINT, c.HTTPS_PROXY, c.HTTP_PROXY)
 # What the SDK takes where a limit is not set.
 # https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/#attribute-limits
 _GENERAL_LIMITS: Final = {
@@ -71,16 +70,16 @@ def describe(
     source, arguments = Reader(environ), arguments or Arguments()
     settings = understand(source, arguments, application, script)
     problems, warnings = tuple(source.problems), tuple(source.warnings)
-    shown: list[Shown] = []
+    found: list[Shown] = []
     for variable in c.CATALOGUE:
         if variable is c.RESOURCE_ATTRIBUTES:
-            shown += _attributes(source, settings, arguments)
+            found += _attributes(source, settings, arguments)
         elif variable is c.SERVICE_NAME:
             name_origin = _service_name_origin(source, arguments, application, script)
-            shown.append(Shown(variable.name, settings.service_name, name_origin))
+            found.append(Shown(variable.name, settings.service_name, name_origin))
         else:
-            shown.append(Shown(variable.name, *_shown(variable, source, settings)))
-    return Description(tuple(shown), problems, warnings)
+            found.append(Shown(variable.name, *_shown(variable, source, settings)))
+    return Description(tuple(found), problems, warnings)
 
 
 def _shown(variable: c.Variable, source: Reader, settings: Settings) -> tuple[str, str]:
@@ -88,19 +87,11 @@ def _shown(variable: c.Variable, source: Reader, settings: Settings) -> tuple[st
     if variable is c.API_KEY:
         return _api_key(source, settings)
     name, typed = source.first(variable)
-    if variable is c.API_KEY_FILE and may_be_key(typed):
-        return CLOAK, name
     if not typed:
         return _unset(variable, source, settings)
-    if name in source.wrong:
-        return _shown_wrong(variable, typed), name
+    if name in source.wrong or variable is c.API_KEY_FILE:
+        return shown(variable, typed), name
     return _effective(variable, typed, source, settings), name
-
-
-def _shown_wrong(variable: c.Variable, typed: str) -> str:
-    if variable.secret or PEM in typed:
-        return CLOAK
-    return without_credentials(typed) if variable in _URLS else typed
 
 
 def _unset(variable: c.Variable, source: Reader, settings: Settings) -> tuple[str, str]:
@@ -123,7 +114,7 @@ def _effective(variable: c.Variable, typed: str, source: Reader, settings: Setti
         used = settings.proxy and variable is (c.HTTPS_PROXY if settings.endpoint[:5] == "https" else c.HTTP_PROXY)
         return without_credentials(str(settings.proxy)) if used else without_credentials(typed) + _NOT_USED
     if variable is c.EXPORT_TIMEOUT or (variable is c.SAMPLER_ARG and not settings.sampler.endswith("traceidratio")):
-        return typed + _NOT_USED
+        return shown(variable, typed) + _NOT_USED
     values = {
         c.EXPORTER: ",".join(settings.exporters) or "none",
         c.SAMPLER: settings.sampler,
@@ -154,7 +145,7 @@ def _attributes(source: Reader, settings: Settings, arguments: Arguments) -> Ite
     attributes = {name: value for name, value in settings.resource_attributes.items() if name != "service.name"}
     name, typed = source.first(variable)
     if name in source.wrong or not attributes:
-        yield Shown(name, typed, name if typed else DEFAULT)
+        yield Shown(name, shown(variable, typed), name if typed else DEFAULT)
     for attribute, value in attributes.items():
         yield Shown(str(attribute), str(value), INSTRUMENT if attribute in given else name)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 from mackerel_otel_server.settings import catalogue
-from mackerel_otel_server.settings.urls import is_loopback
+from mackerel_otel_server.settings.masking import Secret
+from mackerel_otel_server.settings.urls import is_loopback, split, without_credentials
 
 if TYPE_CHECKING:
     from mackerel_otel_server.settings.reader import Reader
@@ -18,7 +19,7 @@ def read_proxy(source: Reader, endpoint: str) -> str | None:
     Never for a loopback address, as in Go's net/http: a key may go there over http, and must not leave the machine.
     """
     try:
-        parts = urlsplit(endpoint)
+        parts = split(endpoint)
     except ValueError:
         return None  # told already
     host = parts.hostname or ""
@@ -30,18 +31,19 @@ def read_proxy(source: Reader, endpoint: str) -> str | None:
     if not url or (excepted and _is_excepted(parts, excepted)):
         return None
     try:
-        proxy_parts = urlsplit(url if "://" in url else f"http://{url}")
+        proxy_parts = split(url if "://" in url else f"http://{url}")
         usable = proxy_parts.scheme == "http" and bool(proxy_parts.hostname) and proxy_parts.port != 0
     except ValueError:
         usable = False
     if not usable:
+        named = host if host in without_credentials(endpoint) else "the endpoint's host"
         source.problem(
             name,
             f"{name} does not name an http proxy (its value is not shown, it may hold a password); type "
-            f"{name}=http://host:port, or name {host} in NO_PROXY",
+            f"{name}=http://host:port, or name {named} in NO_PROXY",
         )
         return None
-    return proxy_parts.geturl()
+    return Secret(proxy_parts.geturl())
 
 
 def _is_excepted(endpoint: SplitResult, excepted: str) -> bool:

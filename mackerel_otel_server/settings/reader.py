@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from mackerel_otel_server.settings.urls import without_credentials
+from mackerel_otel_server.settings.catalogue import URLS
+from mackerel_otel_server.settings.masking import Secret
+from mackerel_otel_server.settings.shown import shown
 
 if TYPE_CHECKING:
     from mackerel_otel_server.settings.catalogue import Variable
 
 _LARGEST: Final = 10**9
 """Of any number: what is larger, or infinite, is a mistake, and more than a thread can wait."""
-PEM: Final = "-----BEGIN"
 # RFC 9110, 5.1 and 5.5.
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
@@ -42,7 +43,7 @@ class Reader:
         """Return name and value of the first that is set, white space included."""
         for name in variable.names:
             if value := self._environ.get(name, ""):
-                return name, value
+                return name, _kept(variable, value)
         return variable.names[-1], ""
 
     def first(self, variable: Variable) -> tuple[str, str]:
@@ -51,20 +52,18 @@ class Reader:
         Without surrounding white space; empty equals unset.
         """
         for name in variable.names:
-            if value := self._text(name, secret=variable.secret):
-                return name, value
+            if value := self._text(name, variable):
+                return name, _kept(variable, value)
         return variable.names[-1], ""
 
     def text(self, variable: Variable) -> str:
         """Return the value alone."""
         return self.first(variable)[1]
 
-    def _text(self, name: str, *, secret: bool) -> str:
+    def _text(self, name: str, variable: Variable) -> str:
         value = self._environ.get(name, "").strip()
         if not _is_text(value):
-            # A URL may hold a password, or a key in its query.
-            shown = name if secret or without_credentials(value) != value else f"{name}={value!r}"
-            self.problem(name, f"{shown} is not UTF-8 text; type it again")
+            self.problem(name, f"{_given(variable, name, value)} is not UTF-8 text; type it again")
             return ""
         return value
 
@@ -72,7 +71,9 @@ class Reader:
         """Check that it is true or false."""
         name, value = self.first(variable)
         if value.lower() not in ("", "true", "false"):
-            self.problem(name, f"{name}={value!r} is neither true nor false; type one of them, or unset it")
+            self.problem(
+                name, f"{seen(variable, name, value)} is neither true nor false; type one of them, or unset it"
+            )
 
     def integer(self, variable: Variable, *, minimum: int, default: int | None = None) -> int:
         """Read a whole number; the default is the catalogue's where none is given."""
@@ -100,7 +101,7 @@ class Reader:
             number = math.nan
         if not minimum <= number <= _LARGEST:
             unset = f"unset it for {default:g}" if variable.default else "unset it"
-            self.problem(name, f"{name}={value!r} is not {expected}; correct it, or {unset}")
+            self.problem(name, f"{seen(variable, name, value)} is not {expected}; correct it, or {unset}")
             return default
         return number
 
@@ -108,7 +109,7 @@ class Reader:
         """Read one of several words, whatever their case."""
         name, value = self.first(variable)
         if value and value.lower() not in choices:
-            self.problem(name, f"{name}={value!r} is not known; type one of {', '.join(choices)}")
+            self.problem(name, f"{seen(variable, name, value)} is not known; type one of {', '.join(choices)}")
         return value.lower() or variable.default
 
     def names(self, variable: Variable) -> tuple[str, ...]:
@@ -117,16 +118,17 @@ class Reader:
 
     def pattern(self, *variables: Variable, flags: int = 0) -> re.Pattern[str] | None:
         """Read ``regex,regex`` of all these variables, as OpenTelemetry Python has it: what any of them finds."""
-        parts = [(variable.name, part) for variable in variables for part in self.names(variable)]
-        if not all([self._is_pattern(name, part) for name, part in dict.fromkeys(parts)]):  # noqa: C419 - all at once
+        parts = [(variable, part) for variable in variables for part in self.names(variable)]
+        if not all([self._is_pattern(*one) for one in dict.fromkeys(parts)]):  # noqa: C419 - all at once
             return None
         return re.compile("|".join(part for _, part in parts), flags) if parts else None
 
-    def _is_pattern(self, name: str, part: str) -> bool:
+    def _is_pattern(self, variable: Variable, part: str) -> bool:
         try:
             re.compile(part)
         except re.error as error:
-            self.problem(name, f"{name}: {part!r} is not a regular expression ({error}); correct it")
+            name = variable.name
+            self.problem(name, f"{name}: {shown(variable, part)!r} is not a regular expression ({error}); correct it")
             return False
         return True
 
@@ -140,9 +142,8 @@ class Reader:
                 return value
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "that is no name of a file"
-            # Not a file's name but what it should hold, such as a private key.
-            shown = name if PEM in value else f"{name}={value!r}"
-            self.problem(name, f"{shown} cannot be read ({reason}); name a PEM file that this user may read")
+            given = _given(variable, name, value)
+            self.problem(name, f"{given} cannot be read ({reason}); name a PEM file that this user may read")
             return None
 
     def pairs(self, variable: Variable) -> dict[str, str]:
@@ -152,10 +153,10 @@ class Reader:
         for item in filter(None, (part.strip() for part in text.split(","))):
             key, equals, value = item.partition("=")
             if not equals or not key.strip():
-                seen = "an item" if variable.secret else repr(item)
+                given = "an item" if variable.secret else repr(shown(variable, item))
                 self.problem(
                     variable_name,
-                    f"{variable_name}: {seen} is not of the form key=value; separate items with commas",
+                    f"{variable_name}: {given} is not of the form key=value; separate items with commas",
                 )
                 continue
             name, value = unquote(key.strip()), unquote(value.strip())
@@ -173,8 +174,21 @@ class Reader:
                     f"{variable_name}: the value of {name!r} holds a line break or a control character; remove it",
                 )
                 continue
-            pairs[name] = value
+            pairs[name] = _kept(variable, value)
         return pairs
+
+
+def seen(variable: Variable, name: str, value: str) -> str:
+    """Return ``NAME='value'``, with a mark where the value may be a secret."""
+    return f"{name}={shown(variable, value)!r}"
+
+
+def _given(variable: Variable, name: str, value: str) -> str:
+    return seen(variable, name, value) if shown(variable, value) == value else name
+
+
+def _kept(variable: Variable, value: str) -> str:
+    return Secret(value) if variable.secret or variable in URLS else value
 
 
 def _is_text(value: str) -> bool:

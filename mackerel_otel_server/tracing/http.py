@@ -193,8 +193,8 @@ def header_attributes(
     for name, value in headers:
         if wanted.fullmatch(name):
             plain = name.lower().replace("-", "_")
-            hidden = plain in _SECRET_HEADERS and plain not in _named(wanted)
-            hidden = hidden or (options.sanitized_headers is not None and options.sanitized_headers.search(name))
+            hidden = options.sanitized_headers is not None and options.sanitized_headers.search(name) is not None
+            hidden = hidden or (plain in _SECRET_HEADERS and plain not in _named(wanted))
             # Referer and Location hold URLs.
             shown = "[REDACTED]" if hidden else _SECRETS.sub(r"\1=REDACTED", value[:LONGEST_TEXT])
             attributes.setdefault(f"http.{kind}.header.{plain}", []).append(shown)

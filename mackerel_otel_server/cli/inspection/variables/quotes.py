@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from mackerel_otel_server.cli.inspection.findings import Finding
 from mackerel_otel_server.settings import API_KEY_HEADER, catalogue
-from mackerel_otel_server.settings.urls import without_credentials
+from mackerel_otel_server.settings.shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -40,9 +40,8 @@ def findings(source: Reader, env_lines: Collection[str]) -> Iterator[Finding]:
         name, typed = source.first(variable)
         apart = variable.secret or variable is catalogue.RESOURCE_ATTRIBUTES or name in source.wrong
         if not apart and len(typed) > 1 and typed[0] == typed[-1] and typed[0] in _QUOTES:
-            if variable in (catalogue.ENDPOINT, catalogue.HTTPS_PROXY, catalogue.HTTP_PROXY):
-                typed = f"{typed[0]}{without_credentials(typed[1:-1])}{typed[0]}"
-            yield _quoted(name, typed, typed[1:-1], env_lines)
+            text = shown(variable, typed)
+            yield _quoted(name, text, text.strip("".join(_QUOTES)), env_lines)
 
 
 def kept(name: str, env_lines: Collection[str]) -> str:

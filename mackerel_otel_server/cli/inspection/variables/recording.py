@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mackerel_otel_server.cli.inspection.findings import Finding
-from mackerel_otel_server.settings import catalogue
+from mackerel_otel_server.settings import catalogue, reader
 from mackerel_otel_server.settings.http import conventions
 
 if TYPE_CHECKING:
@@ -83,9 +83,10 @@ def _sampler(source: Reader, settings: Settings) -> Iterator[Finding]:
     argument_name, argument = source.first(catalogue.SAMPLER_ARG)
     has_ratio = settings.sampler.endswith("traceidratio")
     if argument and not has_ratio:
+        given = reader.seen(catalogue.SAMPLER_ARG, argument_name, argument)
         yield Finding(
             "WARN",
-            f"{argument_name}={argument!r} has no effect: the sampler is {settings.sampler}",
+            f"{given} has no effect: the sampler is {settings.sampler}",
             f"{'no trace' if _ratio(settings) == 0 else 'every trace'} is recorded, whatever the argument",
             f"type {name}=parentbased_traceidratio, or unset {argument_name}",
         )
