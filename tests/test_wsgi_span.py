@@ -717,8 +717,8 @@ def test_a_request_leaves_nothing_behind() -> None:
                 for _ in range(50):
                     some()
                 used.append(tracemalloc.get_traced_memory()[0])
-            # What is left behind is left behind each time, 50 times 50 bytes or more; caches of the interpreter grow now
-            # and then, and so does what threads of other tests have.
+            # What is left behind is left behind each time, 50 times 50 bytes or more; caches of the interpreter
+            # grow now and then, and so does what threads of other tests have.
             assert min(after - before for before, after in pairwise(used)) < 2000, used
         finally:
             tracemalloc.stop()
