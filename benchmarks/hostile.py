@@ -1,6 +1,6 @@
 """Requests that no browser would send, to each worker class with this package and without it: what do they cost?
 
-    pip install . -r benchmarks/requirements.txt httptools
+    pip install . -r benchmarks/requirements.txt
     python benchmarks/hostile.py
 
 Odd request lines, encodings, methods and protocols, headers of up to a megabyte, thousands of names, headers about

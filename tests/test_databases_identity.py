@@ -108,10 +108,11 @@ report(before=before, after=functions(), words=words, words_after=printed())
             assert before[name].pop("is a wrapper") == "True" or module == "duckdb"
             after[name].pop("is a wrapper")
         if module == "duckdb":
-            # Without us, those of some releases cannot be pickled.
+            # Without us, those of some releases cannot be pickled; those of 1.1 are not found by their names either.
             was = set(before[name].pop("pickled"))
             assert was in ({"TypeError"}, {"True"})
-            assert set(after[name].pop("pickled")) in ({"True"}, was)
+            is_found = "PyCapsule" not in before[name]["qualified"]
+            assert set(after[name].pop("pickled")) == ({"True"} if is_found else was)
         before[name].pop("is a wrapper", None)
         after[name].pop("is a wrapper", None)
     assert after == before

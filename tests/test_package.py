@@ -112,7 +112,7 @@ def test_the_wheel_has_every_file_of_the_package_and_the_examples_as_it_is_and_n
 def test_the_sdist_has_what_is_needed_to_run_the_tests_and_nothing_else(built: Built) -> None:
     with tarfile.open(built.sdist) as sdist:
         packed = {name.removeprefix(f"{NAME}/") for name in sdist.getnames()}
-    folders = ("mackerel_otel_server", "conf_examples", "tests", "scripts")
+    folders = ("mackerel_otel_server", "conf_examples", "tests", "scripts", ".github")
     single = {"CHANGELOG.md", "LICENSE", "README.ja.md", "README.md", "pyproject.toml", "tox.ini"}
     made = {"PKG-INFO", ".gitignore"}  # by hatchling
     assert packed == {*(name for folder in folders for name in files(ROOT / folder)), *single, *made}

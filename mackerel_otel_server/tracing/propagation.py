@@ -52,6 +52,8 @@ def prepare(names: Iterable[str]) -> None:
     from opentelemetry import propagate
 
     _propagate = propagate
+    # A process that was forked has none of the threads that were at work then.
+    _extracting.clear()
     _mend_propagation()
     # Which headers these two read is known, so that a request without them needs no extraction.
     if set(names) <= {"tracecontext", "baggage"}:
