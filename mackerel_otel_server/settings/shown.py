@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from mackerel_otel_server.settings import catalogue
-from mackerel_otel_server.settings.urls import CLOAK, QUOTES, without_credentials
+from mackerel_otel_server.settings.urls import CLOAK, QUOTES, SHORTEST_KEY, without_credentials
 
 _PEM: Final = "-----BEGIN"
 """Not a file's name but what the file should hold, such as a private key."""
 # Most names of files have a slash at their beginning, or a dot.
-_KEY: Final = re.compile(r"(?<![A-Za-z0-9+/=_.-])(?!/)(?=[A-Za-z+/=_-]*[0-9])[A-Za-z0-9+/=_-]{20,}")
+_KEY: Final = re.compile(rf"(?<![A-Za-z0-9+/=_.-])(?!/)(?=[A-Za-z+/=_-]*[0-9])[A-Za-z0-9+/=_-]{{{SHORTEST_KEY},}}")
 _NAME: Final = re.compile(r"[a-z_./~-]+")
 """A key has digits or capitals, however short it is."""
-_SHORTEST_KEY: Final = 20
 
 
 def shown(variable: catalogue.Variable, value: str) -> str:
@@ -35,7 +34,7 @@ def may_be_key(file: str) -> bool:
         bare = file.strip(QUOTES)
     else:
         return False
-    if _NAME.fullmatch(bare) and (bare.startswith("/") or len(bare) < _SHORTEST_KEY):
+    if _NAME.fullmatch(bare) and (bare.startswith("/") or len(bare) < SHORTEST_KEY):
         return False
     if bare.startswith("/"):
         # A key may begin with a slash, too, but not with the name of a folder.

@@ -24,7 +24,8 @@ _IGNORED: Final = str.maketrans("", "", "\t\r\n")
 _AUTHORITY: Final = re.compile(r"[\w.:%\[\]-]*")
 _HOST: Final = re.compile(r"|localhost|[\w-]+(\.[\w-]+)+\.?(:\d*)?|([\w-]+|\[[\da-fA-F:.]+\]):\d+")
 """Without a scheme: a domain, an address, or a name with a port; nothing before a path."""
-_SHORTEST_KEY: Final = 20
+SHORTEST_KEY: Final = 20
+"""Characters of what is taken for an API key where a name may stand, too."""
 _LONGEST_NAME: Final = 32
 QUOTES: Final = (
     "\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
@@ -65,7 +66,7 @@ def _without_credentials(url: str) -> str:
         return CLOAK
     if not (_AUTHORITY if scheme or at else _HOST).fullmatch(authority):
         return CLOAK
-    if _may_be_token(authority, _SHORTEST_KEY):
+    if _may_be_token(authority, SHORTEST_KEY):
         authority = CLOAK
     path, query, _ = rest.partition("#")[0].partition("?")
     path = "/".join(CLOAK if _may_be_token(part) else part for part in path.split("/"))
