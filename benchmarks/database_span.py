@@ -46,9 +46,10 @@ DRIVERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "pymysql": ("mysql", MYSQL, "%s"),
     "psycopg2": ("postgresql", POSTGRESQL, "%s"),
 }
-# Without these it is a matter of luck whether glibc asks the kernel for each 5 MB anew: milliseconds a query.
+# Without these settings it is a matter of luck whether glibc asks the kernel anew for each 5 MB, which takes
+# milliseconds a query.
 _ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
-# What is current while the queries run, and what they are.
+# The span that is current while the queries run, and the queries.
 SITUATIONS = ("recorded parent", "unsampled parent", "no parent", "recorded parent, 5 MB text")
 
 
@@ -122,12 +123,12 @@ def work(driver: str, variant: str) -> None:
     trace.set_tracer_provider(provider)
     system, address, mark = DRIVERS[driver]
     if variant == "ours":
-        from mackerel_otel_server.tracing import databases, gate
+        from mackerel_otel_server.tracing import databases, on_or_off
 
-        # An instrumentation of the driver's own that happens to be installed would be measured instead.
+        # Otherwise an instrumentation of this driver that happens to be installed would be measured instead.
         vars(databases)["entry_points"] = lambda **_: ()
         databases.register()
-        gate.active = True
+        on_or_off.active = True
     module = import_module(driver)
     if variant == "dbapi":
         from opentelemetry.instrumentation.dbapi import trace_integration

@@ -28,10 +28,10 @@ def main(variant: str, count: int) -> None:
     provider = _provider(variant)
     processor = provider._active_span_processor  # noqa: SLF001 - where a tracer hands its finished spans
     tracer: Any = provider.get_tracer("benchmark", "1.0")
-    # A span as the application makes it: pipelines may begin with the first one.
+    # A span as the application makes it, because a pipeline may begin with the first span.
     with tracer.start_as_current_span("first", kind=SpanKind.SERVER):
         pass
-    # From here on spans come to their end without being handed on.
+    # From here on, no span that ends is handed on.
     tracer.span_processor = SpanProcessor()
     exported = 0
     seconds = 0.0
@@ -51,9 +51,9 @@ def main(variant: str, count: int) -> None:
 
 def _provider(variant: str) -> TracerProvider:
     if variant == "recipe":
-        # Beside the applications, which are on the path.
+        # The module recipe lies beside the applications, whose folder is on the path.
         import_module("recipe").instrument()
-    elif variant == "ours":
+    elif variant in ("ours", "standard"):
         import mackerel_otel_server
 
         mackerel_otel_server.instrument()

@@ -33,7 +33,7 @@ from load import Load, drive
 from server import DEADLINE, Case, Server
 
 # The far end of the tests.
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 
 import fault_server as far
 from fault_server import FaultServer, Step, accepted, refused
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin, others = time.monotonic(), processes.other_cpu_seconds()
     print(report.machine(), flush=True)
     for number in range(arguments.rounds):
-        # In another order each time, so that what the machine does meanwhile meets different cases.
+        # In another order each time, so that other work of the machine disturbs different cases.
         shift = number * len(FAULTS) // arguments.rounds
         for name in [*FAULTS][shift:] + [*FAULTS][:shift]:
             print(f"round {number + 1} of {arguments.rounds}: {name}", file=sys.stderr, flush=True)

@@ -68,7 +68,7 @@ def main() -> None:
 def _drive(port: int, seconds: float, connections: int, rate: float, requests: int) -> Load:
     latencies: list[float] = []
     sent = failed = 0
-    # select() takes microseconds, epoll milliseconds.
+    # The timeout of select() has microseconds, that of epoll milliseconds.
     with selectors.SelectSelector() as selector:
         begin = now = time.perf_counter()
         end = begin + seconds

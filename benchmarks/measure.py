@@ -20,7 +20,7 @@ from sink import Counts, Sink
 _WARM_UP_REQUESTS = 50
 _EXPORTED_SPANS = 20_000
 _EXPORT_SECONDS = 120.0
-# One full batch and something beside it.
+# One full batch, and a few spans more.
 _REQUESTS_BEFORE_EXIT = 600
 _CONNECTIONS = {"sync": 4, "gthread": 8, "gevent": 8, "asgi": 8}
 
@@ -51,7 +51,7 @@ def load(case: Case, settings: Settings) -> dict[str, float]:
             warm_up = drive(server.port, seconds=DEADLINE, connections=connections, requests=_WARM_UP_REQUESTS)
             cpu = processes.cpu_seconds(pid)
             closed = drive(server.port, seconds=settings.seconds, connections=connections)
-            # The exporter's thread belongs to the requests' CPU.
+            # The CPU time of the exporter's thread is part of what the requests cost.
             _wait_for_spans(sink, case, 1 + warm_up.answered + closed.answered, settings)
             cpu = processes.cpu_seconds(pid) - cpu
             pss = processes.pss_bytes(pid)
@@ -91,7 +91,7 @@ def memory(case: Case, settings: Settings) -> dict[str, float]:
 
 def leaving(case: Case, settings: Settings) -> dict[str, float]:
     """Measure how long a worker takes from TERM to its end when the endpoint accepts and never answers."""
-    # The kernel accepts, for as many as the queue takes, and nobody reads.
+    # The kernel accepts as many connections as its queue takes, and nobody reads from them.
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, tempfile.TemporaryDirectory() as folder:
         endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/traces"
         with Server(case, 1, endpoint=endpoint, folder=folder, schedule_delay=settings.schedule_delay) as server:

@@ -125,7 +125,7 @@ def _steps(arguments: argparse.Namespace, number: int) -> Iterator[tuple[str, Ca
         for application in arguments.applications:
             cases = [Case(worker_class, application, variant) for variant in variants]
             for name in ("load", "memory", "exit"):
-                # Minutes of waiting that give the same figure for every application and in every round.
+                # Measuring the exit takes minutes, and gives the same figure for every application and in every round.
                 if name in arguments.figures and (name != "exit" or (number == 0 and application == "generic")):
                     yield from ((name, case) for case in cases if case.exists())
     if "export" in arguments.figures:
@@ -133,7 +133,7 @@ def _steps(arguments: argparse.Namespace, number: int) -> Iterator[tuple[str, Ca
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal.signal() wants it
-    # TERM as Ctrl-C: the servers are ended in order.
+    # TERM does the same as Ctrl-C: the servers are ended in order.
     raise KeyboardInterrupt
 
 

@@ -47,7 +47,7 @@ def other_cpu_seconds() -> float:
 
     The time that a hypervisor took away counts, too.
     """
-    # proc_stat(5). Without irq and softirq, which are this benchmark's own loopback traffic above all.
+    # proc_stat(5). Time in irq and softirq is left out: most of it is this benchmark's own loopback traffic.
     user, nice, system, _idle, _iowait, _irq, _softirq, steal = map(int, _first_line("/proc/stat").split()[1:9])
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     own = sum(usage.ru_utime + usage.ru_stime for usage in usages)

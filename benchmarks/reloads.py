@@ -85,7 +85,7 @@ def _measure(case: Case, requests: int, reloads: int) -> int:
     )
     if case.variant == "untouched":
         return 0
-    # A request that broke may have had its span.
+    # A request whose connection broke may have had its span.
     missing = not answered <= counts.distinct <= answered + failed
     return missing + (counts.spans != counts.distinct) + (left > 0)
 

@@ -70,7 +70,7 @@ def _rows(workers: int) -> tuple[_Row, ...]:
         _Row("CPU per request, µs", "cpu", 1e6),
         _Row("CPU added per request, µs", "cpu", 1e6, added=True, limit=quarter),
         _Row("requests per second", "throughput"),
-        # Near 100 % a queue grows, and the latencies below say nothing.
+        # Near 100 % the queue of requests grows, and the latencies below say nothing.
         _Row("requests sent for latency, % of those", "utilisation", 100),
         _Row("p50 latency, ms", "p50", 1e3, 2),
         _Row("p99 latency, ms", "p99", 1e3, 2, limit=stall),
@@ -177,7 +177,7 @@ def _values(row: _Row, figures: Mapping[str, Mapping[str, list[float]]]) -> dict
         return {variant: sum(values) for variant, values in lists.items()}
     if not row.added:
         return {variant: median(values) for variant, values in lists.items()}
-    # Within a round, which drifts less than the whole run.
+    # Figures are compared within a round, in which the machine drifts less than in the whole run.
     base = lists.pop("untouched", [])
     return {
         variant: median(value - untouched for value, untouched in zip(values, base, strict=False))

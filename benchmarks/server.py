@@ -1,4 +1,4 @@
-"""Gunicorn in four variants: untouched, with the guide's recipe, under opentelemetry-instrument, with this package."""
+"""Gunicorn or uWSGI: untouched, with the guide's recipe, under opentelemetry-instrument, or with this package."""
 
 from __future__ import annotations
 
@@ -16,20 +16,31 @@ from typing import TYPE_CHECKING
 import processes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
 APPS = Path(__file__).with_name("apps")
-VARIANTS = ("untouched", "recipe", "opentelemetry-instrument", "ours")
+VARIANTS = ("untouched", "recipe", "opentelemetry-instrument", "standard", "ours")
+"""``standard``: this package with OpenTelemetry's own parts, ``MACKEREL_OTEL_PARTS=standard``."""
 STOCK_SPAN = "stock span"
 """A variant for server_span.py: OpenTelemetry's middleware makes the server span, this package sends it."""
 CLASSES = {"sync": [], "gthread": ["--threads", "8"], "gevent": [], "asgi": []}
 UVICORN = "uvicorn_worker.UvicornWorker"
+TORNADO = "tornado"
+UWSGI = {
+    "uWSGI": [],
+    "uWSGI lazy-apps": ["--lazy-apps"],
+    "uWSGI threads": ["--threads", "8"],
+    "uWSGI gevent": ["--gevent", "20"],
+}
+"""Modes of uWSGI, which may stand where a worker class of Gunicorn does."""
 APPLICATIONS = {"generic": "generic WSGI callable", "flask": "Flask + one SQLite query"}
 DEADLINE = 30.0
-_SCRIPTS = Path(sys.executable).parent
 _KEY = "benchmark"
+# The last one is the number of heaps that the threads of a process have: most differences of memory come from it.
+_KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "MALLOC_ARENA_MAX")
 _LOG_LINES = 15
 
 
@@ -39,11 +50,12 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """What is served, by what."""
+    """What is served, by what; ``python`` may be the interpreter of another environment."""
 
     worker_class: str
     application: str
     variant: str
+    python: str = sys.executable
 
     def __str__(self) -> str:
         """Return its names."""
@@ -62,10 +74,20 @@ class Case:
         return self.worker_class != "asgi" or self.application != "flask"
 
     def command(self, workers: int, listener: int) -> list[str]:
-        """Return what starts the server."""
+        """Return what starts the server; the application comes last."""
+        scripts = Path(self.python).parent
+        if self.worker_class in UWSGI:
+            return [
+                *(str(scripts / "pyuwsgi"), "--master", "--need-app", "--die-on-term", "--enable-threads"),
+                # Gunicorn has no access log by default, either.
+                *("--disable-logging", "--processes", str(workers), "--http-socket", f"fd://{listener}"),
+                *UWSGI[self.worker_class],
+                *(["--import", "mackerel_otel_server.uwsgi"] if self.variant in ("ours", "standard") else []),
+                f"--module={self._target()}",
+            ]
         return [
-            *([str(_SCRIPTS / self.variant)] if self.variant == "opentelemetry-instrument" else []),
-            *(sys.executable, "-m", "gunicorn"),
+            *([str(scripts / self.variant)] if self.variant == "opentelemetry-instrument" else []),
+            *(self.python, "-m", "gunicorn"),
             *self._configuration(),
             *("--worker-class", self.worker_class, *CLASSES.get(self.worker_class, ())),
             *("--workers", str(workers), "--keep-alive", "0", "--bind", f"fd://{listener}"),
@@ -74,7 +96,7 @@ class Case:
 
     def _configuration(self) -> list[str]:
         ours = "python:mackerel_otel_server.conf"
-        files = {"recipe": "python:recipe", "ours": ours, STOCK_SPAN: ours}
+        files = {"recipe": "python:recipe", "standard": ours, "ours": ours, STOCK_SPAN: ours}
         return ["--config", files[self.variant]] if self.variant in files else []
 
     def _target(self) -> str:
@@ -97,10 +119,8 @@ def environment(variant: str, endpoint: str, folder: str, schedule_delay: int) -
         folder: Where the server may put files.
         schedule_delay: Milliseconds between two batches.
     """
-    kept = {
-        name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV") if name in os.environ
-    }
-    # Gunicorn 25.1+ has its control socket in one of the two, for all servers of a user.
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    # Gunicorn 25.1+ has its control socket in one of these two folders, the same for all servers of a user.
     kept |= {"PYTHONPATH": str(APPS), "HOME": folder, "XDG_RUNTIME_DIR": folder}
     if variant == "untouched":
         return kept
@@ -108,15 +128,16 @@ def environment(variant: str, endpoint: str, folder: str, schedule_delay: int) -
     if variant == "recipe":
         return kept | {"BENCHMARK_ENDPOINT": endpoint, "BENCHMARK_KEY": _KEY}
     kept |= {"OTEL_SERVICE_NAME": "benchmark"}
-    if variant in ("ours", STOCK_SPAN):
+    if variant in ("ours", "standard", STOCK_SPAN):
         path = os.pathsep.join([kept["PYTHONPATH"], _hide_instrumentation(folder)])
+        kept |= {"MACKEREL_OTEL_PARTS": "standard"} if variant == "standard" else {}
         return kept | {"MACKEREL_OTEL_ENDPOINT": endpoint, "MACKEREL_APIKEY": _KEY, "PYTHONPATH": path}
     return kept | {
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": endpoint,
         "OTEL_EXPORTER_OTLP_HEADERS": f"Mackerel-Api-Key={_KEY},Accept=*/*",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
-        # Traces only, as the others.
+        # Traces only, as in the other cases.
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
     }
@@ -142,13 +163,29 @@ class Server:
         endpoint: Where spans go.
         folder: Where the server may put files.
         schedule_delay: Milliseconds between two batches.
+        wrapper: A command that runs the server.
+        variables: Further variables of its environment.
+        deadline: Seconds until its first answer.
     """
 
-    def __init__(self, case: Case, workers: int, *, endpoint: str, folder: str, schedule_delay: int) -> None:
+    def __init__(  # noqa: PLR0913 - all by name
+        self,
+        case: Case,
+        workers: int,
+        *,
+        endpoint: str,
+        folder: str,
+        schedule_delay: int,
+        wrapper: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+        deadline: float = DEADLINE,
+    ) -> None:
         """Remember the arguments; nothing is started yet."""
         self._case = case
         self._count = workers
-        self._environment = environment(case.variant, endpoint, folder, schedule_delay)
+        self._wrapper = wrapper
+        self._deadline = deadline
+        self._environment = environment(case.variant, endpoint, folder, schedule_delay) | dict(variables or {})
         self._folder = folder
         self._log = Path(folder, "server.log")
 
@@ -162,13 +199,13 @@ class Server:
             self.port: int = listener.getsockname()[1]
             begin = time.perf_counter()
             self._process = subprocess.Popen(
-                self._case.command(self._count, listener.fileno()),
+                [*self._wrapper, *self._case.command(self._count, listener.fileno())],
                 cwd=self._folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C is for the benchmark, which ends the server in order.
+                # Ctrl-C reaches only the benchmark, which ends the server in order.
                 start_new_session=True,
                 pass_fds=[listener.fileno()],
             )
@@ -189,7 +226,7 @@ class Server:
         try:
             if error is None:
                 self.terminate()
-                self._process.wait(2 * DEADLINE)
+                self._process.wait(2 * self._deadline)
         except subprocess.TimeoutExpired:
             raise self.failure("does not end") from None
         finally:
@@ -219,7 +256,7 @@ class Server:
     def _ask(self) -> None:
         """Send one request, which waits in the listener's queue until a worker is there."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=self._deadline) as connection:
                 connection.sendall(b"GET /fish/1 HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
                 answer = connection.recv(65536)
         except OSError as error:
@@ -228,7 +265,7 @@ class Server:
             raise self.failure(f"answers {answer[:80]!r}")
 
     def _wait_for_workers(self) -> list[int]:
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + self._deadline
         while len(workers := processes.children(self._process.pid)) != self._count:
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise self.failure(f"has {len(workers)} workers instead of {self._count}")

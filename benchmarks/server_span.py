@@ -101,7 +101,7 @@ def _rounds(
 ) -> dict[tuple[str, str], list[float]]:
     samples: dict[tuple[str, str], list[float]] = defaultdict(list)
     for number in range(rounds):
-        # Another order each time.
+        # The order is another one each time.
         for key in sorted(measurements, key=lambda key: (key[0], (_VARIANTS.index(key[1]) + number) % len(_VARIANTS))):
             samples[key].append(measurements[key]())
     return samples
@@ -141,7 +141,7 @@ def _servers(seconds: float) -> Iterator[dict[tuple[str, str], Callable[[], floa
                 (pid,) = server.workers
                 cpu = processes.cpu_seconds(pid)
                 figures = drive(server.port, seconds=seconds, connections=_CONNECTIONS)
-                # What the exporter's thread takes belongs to the requests.
+                # The CPU time of the exporter's thread is part of what the requests cost.
                 time.sleep(2 * _SCHEDULE_DELAY / 1000)
                 answered[variant] += figures.answered
                 if figures.failed or not figures.answered:
@@ -195,9 +195,10 @@ def _trace_this_process() -> None:
     from opentelemetry.sdk.trace import SpanProcessor
 
     from mackerel_otel_server import __version__
-    from mackerel_otel_server.http_options import HttpOptions
     from mackerel_otel_server.pipeline.spans import Provider
-    from mackerel_otel_server.tracing import gate, request
+    from mackerel_otel_server.settings.http_options import HttpOptions
+    from mackerel_otel_server.tracing import on_or_off
+    from mackerel_otel_server.tracing.requests import request
 
     # The stock middleware reads it once, too.
     os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = "http"
@@ -205,7 +206,7 @@ def _trace_this_process() -> None:
     provider.add_span_processor(SpanProcessor())
     trace.set_tracer_provider(provider)
     request.prepare(HttpOptions(), __version__)
-    gate.on_first_request(lambda: True)
+    on_or_off.start = lambda: True
 
 
 def _call_wsgi(application: Any, count: int) -> None:

@@ -45,7 +45,7 @@ class Sink:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # Ctrl-C is for the benchmark, which ends this one in order.
+            # Ctrl-C reaches only the benchmark, which ends this process in order.
             start_new_session=True,
         )
         self.url = f"http://127.0.0.1:{int(self._ask(None))}/v1/traces"
@@ -96,7 +96,7 @@ def main() -> None:
             spans += len(found)
             identities.update(found)
         print(json.dumps(vars(Counts(spans, len(identities), requests, unreadable))), flush=True)
-    # The threads of open connections are of no interest any more.
+    # Connections that are still open are not waited for.
     os._exit(0)
 
 

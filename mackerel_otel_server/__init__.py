@@ -5,14 +5,16 @@ This module is the Python door. Gunicorn's is ``mackerel_otel_server.conf``, uWS
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from mackerel_otel_server.version import __version__
 
+# The import of typing would take longer than all the rest here, at a time when no signal must come: see
+# servers/uwsgi_signals.py. Type checkers take this for the constant of that name.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 __all__ = ["__version__", "instrument", "shutdown", "stats", "trace_asgi", "trace_wsgi"]
-
-__version__ = "0.1.0"
 
 
 def instrument(
@@ -37,10 +39,10 @@ def instrument(
         resource_attributes: Further attributes of the resource.
             https://opentelemetry.io/docs/specs/semconv/resource/
     """
-    from mackerel_otel_server import hosts
+    from mackerel_otel_server.servers import instrument as by_server
     from mackerel_otel_server.settings import Arguments
 
-    hosts.instrument(
+    by_server.instrument(
         Arguments(
             service_name=service_name,
             service_version=service_version,
@@ -74,8 +76,7 @@ def stats() -> dict[str, Any]:
         ``finished``, ``delivered``, ``queued``: numbers of spans; ``lost``: numbers of spans by reason; ``requests``:
         those that the endpoint took spans from; ``attempts``, ``retried``: all requests, and those that repeated a
         failed one; ``bytes_sent``: their compressed bytes; ``unanswered``: spans among the queued ones that were sent
-        and have no answer yet. Empty in a process that does not trace, or has not begun a
-        span.
+        and have no answer yet. Empty in a process that does not trace, or has not begun a span.
     """
     from mackerel_otel_server import worker
 
@@ -91,7 +92,7 @@ def trace_asgi(application: Any) -> Any:
     Returns:
         A framework's application object itself, or a proxy with a plain callable's own attributes.
     """
-    from mackerel_otel_server.tracing import asgi
+    from mackerel_otel_server.tracing.requests import asgi
 
     return asgi.trace_asgi(application)
 
@@ -105,6 +106,6 @@ def trace_wsgi(application: Any) -> Any:
     Returns:
         A framework's application object itself, or a proxy with a plain callable's own attributes.
     """
-    from mackerel_otel_server.tracing import wsgi
+    from mackerel_otel_server.tracing.requests import wsgi
 
     return wsgi.trace_wsgi(application)

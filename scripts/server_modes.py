@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Write the tables of server modes into both READMEs, from what the tests have found.
+"""Write the tables of docs/server-modes.md and docs/server-modes.ja.md, from what the tests have found.
 
     pytest --junitxml=results.xml …
     scripts/server_modes.py results.xml           writes the tables
-    scripts/server_modes.py --check results.xml   exit status 1 if the READMEs say anything else
+    scripts/server_modes.py --check results.xml   exit status 1 if the pages say anything else
 
 A test says by the fixture ``shown`` which cells it stands for. A cell is ✓ when all of its tests have passed, with the
 letter of a note where one of them shows a limit, ✗ when one has failed, and empty without a test.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("sync", "gthread", "gevent", "tornado", "asgi", "uvicorn_worker.UvicornWorker")
-# Of each table: its name in the READMEs, rows, columns. Rows and columns are what the tests call them.
+# Of each table: its name on the pages, rows, columns. Rows and columns are what the tests call them.
 TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "gunicorn": (
         CLASSES,
@@ -47,9 +47,9 @@ TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
 }
-# What stands in the READMEs where it is not what the tests call it.
+# The pages' words for what the tests call otherwise.
 WORDS: dict[str, dict[str, str]] = {
-    "README.md": {
+    "docs/server-modes.md": {
         "gunicorn": "Gunicorn",
         "gunicorn modes": "Gunicorn",
         "uwsgi": "uWSGI",
@@ -66,7 +66,7 @@ WORDS: dict[str, dict[str, str]] = {
         "emperor": "a vassal of the emperor",
         "master, Debian's": "Debian 12's 2.0.21",
     },
-    "README.ja.md": {
+    "docs/server-modes.ja.md": {
         "gunicorn": "Gunicorn",
         "gunicorn modes": "Gunicorn",
         "uwsgi": "uWSGI",
@@ -100,7 +100,7 @@ def main() -> int:
         print("only a part of the tests has run: the tables of server modes were not checked")
         return 0
     cells = read(arguments.results)
-    differ = [name for name in WORDS if not write(ROOT / name, cells, check=arguments.check)]
+    differ = [name for name in WORDS if not write(name, cells, check=arguments.check)]
     if differ:
         print(f"{' and '.join(differ)}: the tables of server modes say something else than the tests; type:")
         print(f"    scripts/server_modes.py {arguments.results}")
@@ -119,16 +119,16 @@ def read(results: Path) -> Cells:
     return {cell: "✗" if "✗" in found else f"✓ {''.join(sorted(found))}".strip() for cell, found in states.items()}
 
 
-def write(readme: Path, cells: Cells, *, check: bool) -> bool:
+def write(page: str, cells: Cells, *, check: bool) -> bool:
     """Put the tables between their marks; return whether nothing is to be done."""
-    text = before = readme.read_text(encoding="utf-8")
+    text = before = (ROOT / page).read_text(encoding="utf-8")
     for name in TABLES:
         begin, end = f"<!-- {name}: scripts/server_modes.py -->\n", f"<!-- {name}: end -->\n"
         head, _, rest = text.partition(begin)
         _, _, tail = rest.partition(end)
-        text = head + begin + table(name, cells, WORDS[readme.name]) + end + tail
+        text = head + begin + table(name, cells, WORDS[page]) + end + tail
     if not check:
-        readme.write_text(text, encoding="utf-8")
+        (ROOT / page).write_text(text, encoding="utf-8")
         return True
     return text == before
 

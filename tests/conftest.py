@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from checking import Check, make_check
+from checking import Check, know_versions, make_check
 from querying import HARNESS, Database, Result, Run
 
-from mackerel_otel_server.cli.receiver.receiver import Receiver
+from mackerel_otel_server.cli.receiver.endpoint import Receiver
 
 if TYPE_CHECKING:
     from servers import Shown
@@ -41,13 +41,21 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def shown(record_property: Callable[[str, object], None]) -> Shown:
-    """Return a function that lets the test's result stand in the README's tables of server modes."""
+    """Return a function that lets the test's result stand in the tables of docs/server-modes.md."""
 
     def show(row: str, *columns: str, limit: str = "") -> None:
         for column in columns:
             record_property("server mode", f"{row}|{column}|{limit}")
 
     return show
+
+
+@pytest.fixture(params=["own", "standard"])
+def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let each environment() of the test have MACKEREL_OTEL_PARTS, one after the other."""
+    chosen: str = request.param
+    monkeypatch.setenv("TEST_PARTS", chosen)
+    return chosen
 
 
 def _missing(reason: str) -> None:
@@ -165,10 +173,16 @@ def database(request: pytest.FixtureRequest, need: Callable[[str], None]) -> Dat
 
 
 @pytest.fixture
+def known_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``check`` in this process look up once, for all tests that use this, what is installed."""
+    know_versions(monkeypatch)
+
+
+@pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
     """Return a function that runs ``check --json`` on files in ``tmp_path``, in this process."""
     return make_check(tmp_path, monkeypatch, capsys)
 
 
 # tox's environment "package" has what builds a release, and runs those tests.
-collect_ignore = [] if importlib.util.find_spec("build") else ["test_package.py"]
+collect_ignore = [] if importlib.util.find_spec("build") else ["documents/test_package.py"]

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mackerel_otel_server import __version__
-from mackerel_otel_server.cli.text import OutputError, complain
+from mackerel_otel_server.cli.output import OutputError, complain
+from mackerel_otel_server.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,16 +26,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command.
+    """Run one sub-command, and return the exit status: 0, or 1 on any problem, or 130 after Ctrl-C.
 
-    Args:
-        argv: What was typed after the program's name, by default ``sys.argv[1:]``.
-
-    Returns:
-        The exit status: 0, or 1 on any problem, or 130 after Ctrl-C.
-
-    Raises:
-        SystemExit: After ``--help`` and ``--version``, and with status 2 when the arguments cannot be understood.
+    ``argv`` is what was typed after the program's name, by default ``sys.argv[1:]``. SystemExit is raised after
+    ``--help`` and ``--version``, and with status 2 when the arguments cannot be understood.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if not _has_output():
@@ -61,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _has_output() -> bool:
-    """Return whether there is a standard output; what else of the three is closed becomes the null device.
+    """Return whether there is a standard output, and open the null device in place of another stream that is closed.
 
-    Otherwise the next file that is opened, a socket maybe, would be standard input or error to whoever uses those.
+    Otherwise the next file or socket would get the number of the closed stream, and would be taken for it.
     """
     if sys.stdin is None:
         os.open(os.devnull, os.O_RDONLY)

@@ -8,26 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mackerel_otel_server import settings as settings_module
-from mackerel_otel_server.cli.cloak import secrets
-from mackerel_otel_server.cli.inspection import (
-    applications,
-    configuration,
-    gunicorn_config,
-    gunicorn_findings,
-    key_exposure,
-    other_tracers,
-    sending,
-    uwsgi_findings,
-    uwsgi_ini,
-    variables,
-    versions,
-)
-from mackerel_otel_server.cli.inspection.files import inside
-from mackerel_otel_server.cli.inspection.findings import Finding
-from mackerel_otel_server.cli.inspection.not_read import NotReadError
+from mackerel_otel_server.cli.all_variables import FRAMEWORKS
+from mackerel_otel_server.cli.inspection import other_tracers, sending, variables, versions
+from mackerel_otel_server.cli.inspection.findings import Finding, NotReadError, fail, ok, warn
+from mackerel_otel_server.cli.inspection.gunicorn import config_findings as of_gunicorn
+from mackerel_otel_server.cli.inspection.gunicorn.effective import read as read_gunicorn
+from mackerel_otel_server.cli.inspection.project import sources, which_server
+from mackerel_otel_server.cli.inspection.project.files import inside
+from mackerel_otel_server.cli.inspection.uwsgi import config_findings as of_uwsgi
+from mackerel_otel_server.cli.inspection.uwsgi import ini as uwsgi_ini
 from mackerel_otel_server.cli.inspection.variables import recording
+from mackerel_otel_server.cli.masked import secrets
+from mackerel_otel_server.cli.output import say
 from mackerel_otel_server.cli.report import Report, as_json, show
-from mackerel_otel_server.cli.text import say
+from mackerel_otel_server.settings import environment
+from mackerel_otel_server.settings.masking import Mask
 from mackerel_otel_server.settings.origins import describe
 
 if TYPE_CHECKING:
@@ -45,21 +40,21 @@ _NOT_READ: Final = (
 
 @dataclass
 class _Surroundings:
-    """What the workers of the server have around them."""
+    """What a look at the installation knows about the server's workers so far."""
 
     environ: dict[str, str]
     folder: str
     application: str | None = None
     origins: dict[str, str] = field(default_factory=dict)
-    """Of the variables that the configuration sets: by what."""
+    """For each variable that the configuration sets: what sets it, for the reader of the report."""
     env_lines: Collection[str] = ()
-    """Those that a line ``env = NAME=value`` of uWSGI sets."""
+    """The variables that a line ``env = NAME=value`` of uWSGI sets."""
     read: list[str] = field(default_factory=list)
     not_read: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     def change(self, variables: Mapping[str, str | None], origin: str) -> None:
-        """Take over what the configuration does to variables; None: it removes one."""
+        """Change the variables as the configuration does; the value None means that it removes the variable."""
         for name, value in variables.items():
             if value is None:
                 self.environ.pop(name, None)
@@ -69,7 +64,7 @@ class _Surroundings:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``check`` understands."""
+    """Add the options of ``check``."""
     parser.add_argument("--send", action="store_true", help="send one span, and explain the answer")
     parser.add_argument("--server", choices=("gunicorn", "uwsgi"), help="default: by what is in the working directory")
     parser.add_argument(
@@ -80,42 +75,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print findings, settings and versions.
-
-    Returns:
-        0, or 1 when there is a failure.
-    """
-    around = _look_around(args, os.environ)
+    """Print findings, settings and versions, and return 0, or 1 when there is a failure."""
+    around = _look_around(args, environment.variables())
     effective, described, about_settings = _settings(around)
     report = Report(
         read=around.read,
         not_read=around.not_read,
-        versions=(installed := versions.gather(around.environ)),
+        versions=versions.gather(around.environ),
         settings=described,
         findings=[
             *about_settings,
             *around.findings,
-            *versions.findings(installed, around.environ),
+            *versions.findings(around.environ),
             *other_tracers.findings(around.environ),
-            *key_exposure.findings(_keys(around.environ, effective)),
         ],
     )
     if args.send:
         report = _send(report, effective, around)
-    known = [*secrets(around.environ), *secrets(os.environ), *_keys(around.environ, effective)]
+    of_file = effective.api_key if effective else None
+    mask = Mask([*secrets(around.environ), *secrets(environment.variables()), of_file])
     if args.json:
-        say(as_json(report, known))
+        say(as_json(report, mask))
     else:
         silence = recording.silence(around.environ, effective)
-        show(report, known, silence=silence, with_defaults=args.all)
+        show(report, mask, silence=silence, with_defaults=args.all)
     return 1 if report.failed else 0
 
 
 def _look_around(args: argparse.Namespace, environ: Mapping[str, str]) -> _Surroundings:
-    """Read the configuration of the server that was asked for, or that is here."""
+    """Read the configuration of the server that ``--server`` names, or whose file is in the working directory."""
     folder = str(Path.cwd())
     around = _Surroundings(dict(environ), folder, read=["the environment of this command"], not_read=list(_NOT_READ))
-    choice = configuration.choose(args.server, args.config, folder, environ)
+    choice = which_server.choose(args.server, args.config, folder, environ)
     try:
         if choice.server == "gunicorn":
             _look_at_gunicorn(around, choice)
@@ -131,24 +122,23 @@ def _look_around(args: argparse.Namespace, environ: Mapping[str, str]) -> _Surro
     return around
 
 
-def _look_at_gunicorn(around: _Surroundings, choice: configuration.Choice) -> None:
-    config = gunicorn_config.read(choice.config, around.environ, around.folder)
+def _look_at_gunicorn(around: _Surroundings, choice: which_server.Choice) -> None:
+    config = read_gunicorn(choice.config, around.environ, around.folder)
     around.read.append(f"{config.name}, for Gunicorn ({choice.why})")
     around.change(config.changed, f"set by {config.name}")
     around.change(config.env, "set by Gunicorn's raw_env")
     around.application = config.application
-    around.findings += gunicorn_findings.findings(config, around.environ, around.folder)
+    around.findings += of_gunicorn.findings(config, around.environ, around.folder)
     around.folder = config.cwd
 
 
-def _look_at_uwsgi(around: _Surroundings, choice: configuration.Choice) -> None:
+def _look_at_uwsgi(around: _Surroundings, choice: which_server.Choice) -> None:
     assert choice.config is not None  # noqa: S101 - the caller has looked
     suffix = Path(choice.config.partition(":")[0]).suffix
-    if suffix in (".yaml", ".yml", ".xml", ".json"):
+    if suffix in which_server.OTHER_FORMATS:
         around.not_read.append(f"{choice.config}: of uWSGI's formats, only ini is read here")
         around.findings.append(
-            Finding(
-                "WARN",
+            warn(
                 f"{choice.config} is not read: of uWSGI's formats, only ini is known here",
                 "nothing is known about the server",
                 "compare it with what mackerel-otel-server init uwsgi -o - prints",
@@ -162,20 +152,19 @@ def _look_at_uwsgi(around: _Surroundings, choice: configuration.Choice) -> None:
     changed = [name for name, value in around.environ.items() if before.get(name) != value]
     around.origins = dict.fromkeys(changed, f"set by {ini.files[0]}")
     around.env_lines = frozenset(value.partition("=")[0] for value in ini.all("env"))
-    around.application = uwsgi_findings.application(ini)
-    around.findings += uwsgi_findings.findings(ini, around.environ, around.folder, versions.uwsgi_version())
+    around.application = of_uwsgi.application(ini)
+    around.findings += of_uwsgi.findings(ini, around.environ, around.folder, versions.uwsgi_version())
     around.folder = str(Path(around.folder, ini.last("chdir") or ""))
 
 
-def _nothing_found(choice: configuration.Choice, folder: str) -> Finding:
+def _nothing_found(choice: which_server.Choice, folder: str) -> Finding:
     seen = f"no configuration {'of uWSGI ' * (choice.server == 'uwsgi')}is in the working directory"
-    if choice.server is None and (file := applications.file_with_door(folder, None)):
-        return Finding("OK", f"{seen}, and {file} uses this package")
+    if choice.server is None and (file := sources.of_application(folder, None)):
+        return ok(f"{seen}, and {file} uses this package")
     cure = "type mackerel-otel-server check --config FILE with the file that the server is given"
     if choice.server == "uwsgi":
         cure = "type mackerel-otel-server check --server uwsgi --config FILE with the ini file that uWSGI is given"
-    return Finding(
-        "WARN",
+    return warn(
         seen + (f": {choice.why}" if choice.why else ""),
         "nothing is known about the server, only about the settings",
         cure,
@@ -184,13 +173,13 @@ def _nothing_found(choice: configuration.Choice, folder: str) -> Finding:
 
 def _settings(around: _Surroundings) -> tuple[Settings | None, list[Shown], list[Finding]]:
     """Return the settings of the workers if they can be used, as they are shown, and what is wrong with them."""
-    # A key file or a certificate may have a relative name.
+    # The name of a key file or a certificate may be relative to the folder of the workers.
     with inside(around.folder):
-        described = describe(around.environ, application=around.application)
+        described = describe(around.environ, application=around.application, frameworks=FRAMEWORKS)
         found = variables.findings(around.environ, around.application, around.env_lines)
         effective = None
         if not described.problems:
-            effective = settings_module.read(around.environ, application=around.application)
+            effective = settings_module.read(around.environ, application=around.application, frameworks=FRAMEWORKS)
     shown = [
         replace(one, origin=f"{one.origin}, {around.origins[one.origin]}") if one.origin in around.origins else one
         for one in described.settings
@@ -199,21 +188,18 @@ def _settings(around: _Surroundings) -> tuple[Settings | None, list[Shown], list
 
 
 def _send(report: Report, effective: Settings | None, around: _Surroundings) -> Report:
-    sent = None
-    if around.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        found = [Finding("FAIL", "no span was sent: OTEL_SDK_DISABLED is true", "nothing is traced", "unset it")]
+    if environment.is_disabled(around.environ):
+        obstacle = "OTEL_SDK_DISABLED is true", "nothing is traced", "unset it"
     elif effective is None:
-        found = [Finding("FAIL", "no span was sent: the settings have errors", "nothing is traced", "correct them")]
+        obstacle = "the settings have errors", "nothing is traced", "correct them"
     elif not os.access(around.folder, os.X_OK):
-        cure = "make that folder, or correct chdir"
-        found = [
-            Finding("FAIL", f"no span was sent: {around.folder} cannot be entered", "the server cannot start", cure)
-        ]
+        obstacle = f"{around.folder} cannot be entered", "the server cannot start", "make that folder, or correct chdir"
+    elif "otlp" not in effective.exporters:
+        exporters = ", ".join(effective.exporters) or "none"
+        cure = "unset OTEL_TRACES_EXPORTER, or type OTEL_TRACES_EXPORTER=otlp"
+        obstacle = f"OTEL_TRACES_EXPORTER is {exporters}", "nothing is sent", cure
     else:
         sent, found = sending.send(effective, around.environ, around.application, around.folder)
-    return replace(report, findings=[*report.findings, *found], sent=sent)
-
-
-def _keys(environ: Mapping[str, str], effective: Settings | None) -> list[str]:
-    given = [environ.get(name, "").strip() for name in gunicorn_findings.KEY_VARIABLES]
-    return [key for key in (*given, effective.api_key if effective else None) if key]
+        return replace(report, findings=[*report.findings, *found], sent=sent)
+    seen, *others = obstacle
+    return replace(report, findings=[*report.findings, fail(f"no span was sent: {seen}", *others)])

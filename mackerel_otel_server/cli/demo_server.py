@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import sys
@@ -11,14 +10,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mackerel_otel_server.settings.environment import variables
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 APPLICATION = "mackerel_otel_server.cli.demo_app:application"
-# OTEL_ and MACKEREL_ might send the demo's spans to the real Mackerel, the others change the server's settings.
+# Variables that the demo's server does not get. OTEL_ and MACKEREL_ might send its spans to the real Mackerel, the
+# others change its settings.
 _FOREIGN_PREFIXES = ("OTEL_", "MACKEREL_", "GUNICORN_", "UWSGI_")
-# And a proxy knows nothing of this machine's 127.0.0.1.
+# A proxy knows nothing of this machine's 127.0.0.1.
 _FOREIGN_SUFFIXES = ("_PROXY",)
+
+
+class FailedError(Exception):
+    """The demo cannot go on; the text says why and what to type."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,10 @@ SERVERS = {
 
 
 def command(server: str, port: int, workers: int) -> list[str]:
-    """Return what to execute.
-
-    Raises:
-        LookupError: The server is not installed; its text says what to type.
-    """
+    """Return what to execute, or raise FailedError when the server is not installed."""
     executable = find(server)
     if executable is None:
-        raise LookupError(
+        raise FailedError(
             f"{SERVERS[server].name} is not installed for {sys.executable}: the demo cannot start. "
             f"Type: pip install {SERVERS[server].package}"
         )
@@ -74,14 +76,11 @@ def find(server: str) -> list[str] | None:
 def environment(endpoint: str, api_key: str, folder: str) -> dict[str, str]:
     """Return the server's environment: this process's without what could lead the demo astray.
 
-    Args:
-        endpoint: Where spans go.
-        api_key: What they go with.
-        folder: Where the server may put files.
+    Spans go to ``endpoint`` with ``api_key``; the server may put files into ``folder``.
     """
     kept = {
         name: value
-        for name, value in os.environ.items()
+        for name, value in variables().items()
         if not name.upper().startswith(_FOREIGN_PREFIXES) and not name.upper().endswith(_FOREIGN_SUFFIXES)
     }
     return kept | {

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+import argparse
+import secrets
+import shlex
 import signal
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from mackerel_otel_server.cli import arguments
+from mackerel_otel_server.cli.output import complain, is_file, reader_has_left
 from mackerel_otel_server.cli.receiver import addresses, web
 from mackerel_otel_server.cli.receiver.backlog import Backlog, LeftOut
-from mackerel_otel_server.cli.receiver.printing import Lines, Output, Trees
-from mackerel_otel_server.cli.receiver.receiver import API_KEY_HEADER, ReceivedRequest, ReceivedSpan, Receiver
+from mackerel_otel_server.cli.receiver.endpoint import API_KEY_HEADER, INVALID_KEY, Receiver
+from mackerel_otel_server.cli.receiver.limits import LONGEST_TEXT
+from mackerel_otel_server.cli.receiver.printing import Lines, Trees
 from mackerel_otel_server.cli.receiver.traces import Traces
-from mackerel_otel_server.cli.text import complain, counted, one_line, reader_has_left
-from mackerel_otel_server.settings.urls import is_loopback
+from mackerel_otel_server.cli.text import counted, one_line
+from mackerel_otel_server.settings.urls import is_loopback, leads_to_this_machine
 
 if TYPE_CHECKING:
-    import argparse
     from types import FrameType
 
+    from mackerel_otel_server.cli.receiver.endpoint import ReceivedRequest
+
 DEFAULT_PORT = 4318
-ANY_KEY = ""
-# A signal that comes just before the main thread begins to wait, or that another thread takes, does not wake it up.
+# Seconds. A signal does not wake up the main thread if it comes just before that waits, or if another thread gets it.
 LONGEST_WAIT = 0.5
+
+
+@dataclass(frozen=True)
+class Key:
+    """What senders are asked for."""
+
+    required: str | None = None
+    """The key; empty: any; None: none is needed."""
+    shown: str = addresses.MADE_UP_KEY
+    """What stands for the key in a command that is to be typed."""
 
 
 @dataclass
 class _Received:
-    """What comes in: counted here, printed later."""
+    """What comes in: counted here, printed later; ``wrong_key`` says which key was expected."""
 
+    wrong_key: str = ""
     backlog: Backlog = field(default_factory=Backlog)
     traces: Traces | None = None
     spans: int = 0
@@ -41,19 +54,22 @@ class _Received:
     refused: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add_spans(self, spans: Sequence[ReceivedSpan]) -> None:
+    def add(self, request: ReceivedRequest) -> None:
         with self.lock:
-            self.spans += len(spans)
-        if self.traces:
-            self.traces.add(spans)
-        self.backlog.add_spans(spans)
-
-    def add_request(self, request: ReceivedRequest) -> None:
-        with self.lock:
+            self.spans += len(request.spans)
             self.refused += bool(request.message)
             self.answered += not request.message
+        if request.spans:
+            if self.traces:
+                self.traces.add(request.spans)
+            self.backlog.add(request.spans)
         if request.message:
-            self.backlog.add_refusal(_refusal(request))
+            path = one_line(request.path, 100)
+            line = f"refused {request.method} {path} with {request.status}: {request.message}"
+            if request.message == INVALID_KEY:
+                has_key = request.headers.get(API_KEY_HEADER, "").strip()
+                line += f" ({self.wrong_key if has_key else f'the request has no {API_KEY_HEADER}'})"
+            self.backlog.add(line)
 
     def __str__(self) -> str:
         with self.lock:
@@ -61,136 +77,151 @@ class _Received:
             return f"received {counted(self.spans, 'span')} in {counted(self.answered, 'request')}{refused}"
 
 
+def _key(text: str) -> str:
+    """Understand an API key, or raise ArgumentTypeError: it is empty, as a shell's variable that is not set is."""
+    if text:
+        return text
+    raise argparse.ArgumentTypeError("the key is empty: type it, or leave KEY out")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``receive`` understands."""
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
-        "--port", type=arguments.port, default=DEFAULT_PORT, help="0: any free one (default: %(default)s)"
+        "--host",
+        type=addresses.understood,
+        default=addresses.LOOPBACK,
+        help="address to listen on; where other machines reach it, a key is asked for (default: %(default)s)",
     )
     parser.add_argument(
+        "--port", type=addresses.port, default=DEFAULT_PORT, help="0: any free one (default: %(default)s)"
+    )
+    keys = parser.add_mutually_exclusive_group()
+    keys.add_argument(
         "--require-key",
         metavar="KEY",
         nargs="?",
-        const=ANY_KEY,
-        help=f"refuse requests whose {API_KEY_HEADER} is not KEY; without KEY, requests that have none",
+        type=_key,
+        const=True,
+        help=f"refuse requests whose {API_KEY_HEADER} is not KEY; without KEY, requests that have none, or where other "
+        "machines reach --host, those without the key that is made up",
+    )
+    keys.add_argument(
+        "--no-key", action="store_true", help="take spans from everybody, also from other machines that reach --host"
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help=f"show all of every text, for senders that you trust; else what exceeds {LONGEST_TEXT} characters, or the "
+        "size of its request too far, is cut and says so",
     )
     parser.add_argument("--json", action="store_true", help="print each span as one line of JSON, and nothing else")
-    arguments.add_page(parser, default_port=web.DEFAULT_PORT)
+    web.add_arguments(parser, default_port=web.DEFAULT_PORT)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Receive and print until SIGINT or SIGTERM.
-
-    Returns:
-        0, or 1 when an address cannot be listened on.
-    """
-    received = _Received(traces=None if args.web_port is None else Traces())
+    """Receive and print until SIGINT or SIGTERM, and return 0, or 1 when an address cannot be listened on."""
+    key = key_of(args)
+    received = _Received(
+        wrong_key=f"it is not the one {'of --require-key' if isinstance(args.require_key, str) else 'shown above'}",
+        traces=None if args.web_port is None else Traces(),
+    )
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        # Raising anywhere would tear a tree. A second signal does kill.
+        # An exception, raised wherever the program is, would leave half a tree. A second signal does kill.
         signal.signal(number, signal.SIG_DFL)
         received.backlog.stop()
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    receiver = page = None
     with ExitStack() as stack:
         try:
-            endpoint, page = _listen(args, received, stack)
-        except _TakenError as error:
-            complain(str(error))
+            receiver = stack.enter_context(
+                Receiver(
+                    args.host,
+                    args.port,
+                    api_key=key.required,
+                    on_request=received.add,
+                    keep=False,
+                    longest_text=None if args.full else LONGEST_TEXT,
+                )
+            )
+            endpoint = addresses.url(host_of(args, key), receiver.port)
+            if received.traces is not None:
+                shown = endpoint if _leads_to(endpoint, key) else ""
+                page = stack.enter_context(web.Web(received.traces, shown, args.web_port, key=key.shown))
+        except OSError as error:
+            told = "nothing is received. Stop what listens there, or type: mackerel-otel-server receive --port 0"
+            complain(f"{error.strerror}: {f'{web.TAKEN} receive --web-port 0' if receiver else told}")
             return 1
-        output: Output = Lines() if args.json else Trees()
-        greet(output, endpoint, page, args)
-        _print_until_stopped(received.backlog, output)
-        output.tell(str(received))
+        printer = Lines() if args.json else Trees(full=args.full)
+        greet(printer, endpoint, page, key, args)
+        _print_until_stopped(received.backlog, printer)
+        printer.tell(str(received))
     return 0
 
 
-class _TakenError(Exception):
-    """An address cannot be had."""
+def key_of(args: argparse.Namespace) -> Key:
+    """Return the key that senders are asked for: the typed one, or a new one where other machines reach this one."""
+    if isinstance(args.require_key, str):
+        return Key(args.require_key, "...")
+    if is_loopback(args.host):
+        return Key("", "...") if args.require_key else Key()
+    if args.no_key:
+        return Key()
+    made = secrets.token_urlsafe(33)  # 44 characters, as Mackerel's have
+    return Key(made, made)
 
 
-def _listen(args: argparse.Namespace, received: _Received, stack: ExitStack) -> tuple[str, web.Web | None]:
-    """Open the receiver, and the page when there is to be one, until the stack ends.
-
-    Returns:
-        Where applications send to, and the page.
-
-    Raises:
-        _TakenError: An address cannot be listened on.
-    """
-    receiver = Receiver(
-        args.host,
-        args.port,
-        api_key=args.require_key or None,
-        require_key=args.require_key is not None,
-        on_spans=received.add_spans,
-        on_request=received.add_request,
-        keep=False,
-    )
-    try:
-        stack.enter_context(receiver)
-    except OSError as error:
-        raise _TakenError(
-            f"cannot listen on {args.host} port {args.port} ({error.strerror or error}): nothing is received. Stop "
-            "what listens there, or type: mackerel-otel-server receive --port 0"
-        ) from None
-    # Where a key is asked for: the address to which one goes.
-    host = addresses.reachable(args.host) if args.require_key is None else addresses.local(args.host)
-    endpoint = addresses.url(host, receiver.port)
-    if received.traces is None:
-        return endpoint, None
-    try:
-        return endpoint, stack.enter_context(web.Web(received.traces, endpoint, args.web_port, key=_key(args)))
-    except OSError as error:
-        raise _TakenError(web.taken(error, args.web_port, "receive")) from None
+def host_of(args: argparse.Namespace, key: Key) -> str:
+    """Return the address to be shown: this machine's own when a key is asked for, as no key is sent elsewhere."""
+    return addresses.reachable(args.host) if key.required is None else addresses.local(args.host)
 
 
-def greet(output: Output, endpoint: str, page: web.Web | None, args: argparse.Namespace) -> None:
+def _leads_to(endpoint: str, key: Key) -> bool:
+    """Return whether this package sends to the endpoint: it sends no key over http but to a loopback address."""
+    return key.required is None or leads_to_this_machine(endpoint)
+
+
+def greet(printer: Trees | Lines, endpoint: str, page: web.Web | None, key: Key, args: argparse.Namespace) -> None:
     """Say where it receives, and what to type there."""
-    others = not is_loopback(urlsplit(endpoint).hostname or "")
-    everywhere = " and every other address of this machine" if addresses.is_wildcard(args.host) else ""
+    others = not leads_to_this_machine(endpoint)
+    everywhere = " and every other address of this machine" if args.host in addresses.WILDCARDS else ""
     place = "another terminal, or on another machine" if others else "another terminal"
-    output.tell(f"receiving on {endpoint}{everywhere}, Ctrl-C ends. In {place}:")
-    variables = addresses.variables(endpoint, key=_key(args))
-    output.tell(f"  {variables} gunicorn -c python:mackerel_otel_server.conf mysite.wsgi", "bold")
-    if args.require_key is not None and (others or everywhere):
-        output.tell(
-            "Spans of other machines will be refused: over http their key goes to themselves only. To receive them, "
-            "leave out --require-key",
+    leads = _leads_to(endpoint, key)
+    printer.tell(f"receiving on {endpoint}{everywhere}, Ctrl-C ends.{f' In {place}:' if leads else ''}")
+    if leads:
+        variables = addresses.variables(endpoint, key=key.shown)
+        printer.tell(f"  {variables} gunicorn -c python:mackerel_otel_server.conf mysite.wsgi", "bold")
+    if key.required is not None and (others or everywhere):
+        printer.tell(f"Requests need the header {API_KEY_HEADER}: {key.shown}", "yellow")
+        printer.tell(
+            "This package sends a key over http to its own machine only. For spans of other machines, let a proxy with "
+            "TLS pass them on, or take everybody's without a key. Type:",
             "yellow",
         )
+        port = [] if args.port == DEFAULT_PORT else ["--port", str(args.port)]
+        command = shlex.join(["mackerel-otel-server", "receive", "--host", args.host, *port, "--no-key"])
+        printer.tell(f"  {command}", "bold")
     if page:
-        output.tell(f"The latest traces in a browser on this machine: {page.url}")
-    output.tell()
+        printer.tell(f"The latest traces in a browser on this machine: {page.url}")
+    printer.tell()
 
 
-def _key(args: argparse.Namespace) -> str:
-    return addresses.MADE_UP_KEY if args.require_key is None else "..."
-
-
-def _print_until_stopped(backlog: Backlog, output: Output) -> None:
+def _print_until_stopped(backlog: Backlog, printer: Trees | Lines) -> None:
     while True:
-        event = backlog.take(min(LONGEST_WAIT, max(0.0, output.due() - time.monotonic())))
+        event = backlog.take(min(LONGEST_WAIT, max(0.0, printer.due() - time.monotonic())))
         if event is None:
             break
         if isinstance(event, str):
-            output.tell(event, "red")
+            printer.tell(event, "red")
         elif isinstance(event, LeftOut):
-            output.print_due(float("inf"))
-            output.tell(str(event), "yellow")
+            printer.print_due(float("inf"))
+            printer.tell(event.words(is_file=is_file()), "yellow")
         else:
-            output.add(event)
-        output.print_due(time.monotonic())
+            printer.add(event)
+        printer.print_due(time.monotonic())
         if reader_has_left():
-            # Known before there is something to write: `receive | head -1` need not wait for a trace that never comes.
+            # So `receive | head -1` ends although no trace comes whose writing would fail.
             raise BrokenPipeError
-    output.print_due(float("inf"))
-
-
-def _refusal(request: ReceivedRequest) -> str:
-    line = f"refused {request.method} {one_line(request.path, 100)} with {request.status}: {request.message}"
-    if request.message == "Invalid API Key":
-        given = API_KEY_HEADER in request.headers
-        line += f" ({'it is not the one of --require-key' if given else f'the request has no {API_KEY_HEADER}'})"
-    return line
+    printer.print_due(float("inf"))

@@ -1,27 +1,25 @@
-"""What a look at an installation has found, for people and for machines."""
+"""Print what ``check`` has found: as text for people, as JSON for programs."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 import textwrap
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli import config
-from mackerel_otel_server.cli.cloak import cloaked
-from mackerel_otel_server.cli.style import paint
-from mackerel_otel_server.cli.text import counted, printable, say, stdout_encoding
+from mackerel_otel_server.cli import config, output
+from mackerel_otel_server.cli.masked import cloaked
+from mackerel_otel_server.cli.text import counted, encodable, printable
 from mackerel_otel_server.settings.origins import DEFAULT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from mackerel_otel_server.cli.inspection.findings import Finding
     from mackerel_otel_server.cli.inspection.sending import Sent
     from mackerel_otel_server.cli.inspection.versions import Version
+    from mackerel_otel_server.settings.masking import Mask
     from mackerel_otel_server.settings.origins import Shown
 
 _ORDER: Final = ("FAIL", "WARN", "OK")
@@ -31,14 +29,14 @@ _NARROW: Final = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that is shown; no secret stands in it."""
+    """Everything that is shown. It may hold secrets until cloaked() has replaced them."""
 
     read: list[str]
     not_read: list[str]
     versions: list[Version]
     settings: list[Shown]
     findings: list[Finding]
-    sent: Sent | None = field(default=None)
+    sent: Sent | None = None
 
     @property
     def failed(self) -> bool:
@@ -46,26 +44,26 @@ class Report:
         return any(finding.level == "FAIL" for finding in self.findings)
 
 
-def as_json(report: Report, secrets: Sequence[str]) -> str:
-    """Return one JSON object; ``sent`` is there when a span was sent."""
-    data = asdict(cloaked(report, secrets))
+def as_json(report: Report, mask: Mask) -> str:
+    """Return one JSON object; it has the key ``sent`` when a span was sent."""
+    data = asdict(cloaked(report, mask))
     if report.sent is None:
         del data["sent"]
     return json.dumps(data, indent=2)
 
 
-def show(report: Report, secrets: Sequence[str], *, silence: str = "", with_defaults: bool = False) -> None:
+def show(report: Report, mask: Mask, *, silence: str = "", with_defaults: bool = False) -> None:
     """Print the report as wide as the terminal is, and in a pipe without breaking lines.
 
     Args:
         report: What was found.
-        secrets: What no line may show.
-        silence: Why no span is sent although nothing fails; the last line says so.
+        mask: Hides what no line may show.
+        silence: The reason why no span is sent although nothing fails, for the last line; empty if there is none.
         with_defaults: Show the settings that nobody has made, too.
     """
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    for line, styles in _lines(cloaked(report, secrets), width, silence, with_defaults=with_defaults):
-        say(paint(printable(line), *styles))
+    width = output.width() or 0
+    for line, styles in _lines(cloaked(report, mask), width, silence, with_defaults=with_defaults):
+        output.say(output.paint(printable(line), *styles))
 
 
 def _lines(report: Report, width: int, silence: str, *, with_defaults: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -87,7 +85,8 @@ def _lines(report: Report, width: int, silence: str, *, with_defaults: bool) -> 
             for item in items:
                 yield from _plain(item, width)
     yield "", ()
-    yield from ((line, _COLOURS[_worst(report)]) for line in _wrapped(_conclusion(report, silence), width, ""))
+    worst = min((finding.level for finding in report.findings), key=_ORDER.index, default="OK")
+    yield from ((line, _COLOURS[worst]) for line in _wrapped(_conclusion(report, silence), width, ""))
 
 
 def _plain(text: str, width: int) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -99,12 +98,13 @@ def _finding(finding: Finding, width: int) -> Iterator[tuple[str, tuple[str, ...
     first = f"{finding.level:<{max(len(indent) - 1, len(finding.level))}} "
     for line in _wrapped(finding.seen, width, first, indent):
         yield line, _COLOURS[finding.level] if line.startswith(first) and finding.level != "OK" else ()
+    arrow = "→" if encodable("→", output.stdout_encoding()) == "→" else "->"
     for text in (finding.follows, finding.cure):
         if not text:
             continue
         begin, *rest = text.splitlines()
-        yield from ((line, ()) for line in _wrapped(begin, width, f"{indent}{_arrow()} ", f"{indent}  "))
-        # Lines to type stay as they are.
+        yield from ((line, ()) for line in _wrapped(begin, width, f"{indent}{arrow} ", f"{indent}  "))
+        # The lines after the first one are to be copied, so they are not wrapped.
         yield from ((f"{indent}  {line}", ("cyan",)) for line in rest)
 
 
@@ -114,18 +114,6 @@ def _wrapped(text: str, width: int, first: str, indent: str = "") -> list[str]:
     return textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     ) or [first]
-
-
-def _arrow() -> str:
-    try:
-        "→".encode(stdout_encoding())
-    except UnicodeEncodeError:
-        return "->"
-    return "→"
-
-
-def _worst(report: Report) -> str:
-    return min((finding.level for finding in report.findings), key=_ORDER.index, default="OK")
 
 
 def _conclusion(report: Report, silence: str) -> str:

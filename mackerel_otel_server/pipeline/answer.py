@@ -1,4 +1,4 @@
-"""What the far end said, or why it said nothing, in words: what was seen -> what follows -> what to do."""
+"""What the far end said, or why it said nothing: what was seen, what follows, and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mackerel_otel_server.settings.masking import Mask
 from mackerel_otel_server.settings.urls import without_credentials
@@ -17,74 +17,84 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 PROBE_SECONDS: Final = 60.0
-"""A refused key or a quota that is used up is asked about again after this time."""
+"""After this time, one more attempt is made with a key that was refused, or a quota that was used up."""
 
 # https://opentelemetry.io/docs/specs/otlp/#retryable-response-codes
 _RETRYABLE: Final = frozenset({429, 502, 503, 504})
-_ABOUT_FORMAT: Final = re.compile(
-    r"protobuf|content.?type|media type|unmarshal|decode|parse|ExportTrace", re.IGNORECASE
-)
+_ABOUT_FORMAT: Final = re.compile("protobuf|content.?type|media type|unmarshal|decode|parse|ExportTrace", re.IGNORECASE)
 _ABOUT_KEY: Final = re.compile(r"key|auth|token|permission|credential", re.IGNORECASE)
 _LONGEST_WAIT: Final = 1e9
 _MOST_CHARACTERS: Final = 200
 _MOST_READ: Final = 4000
 
 
-UNCONFIRMED: Final = (
-    "the spans may have arrived, so they are not sent again, and count as unconfirmed; if this goes on, check the far "
-    "end, or give it more time with OTEL_EXPORTER_OTLP_TIMEOUT (seconds)"
+class Advice(NamedTuple):
+    """What follows, and what to do."""
+
+    follows: str
+    cure: str
+
+
+_PROBED: Final = "spans are dropped, one attempt is made a minute"
+_KEPT: Final = "the spans are kept and sent later"
+_LOST: Final = "these spans are lost"
+UNCONFIRMED: Final = Advice(
+    "the spans may have arrived, so they are not sent again, and count as unconfirmed",
+    "if this goes on, check the far end, or give it more time with OTEL_EXPORTER_OTLP_TIMEOUT (seconds)",
 )
+"""Where spans were sent completely and no answer came."""
 
 
 class Cause(Enum):
-    """Why spans were not taken; the value ends the sentence: what follows, and what to do."""
+    """Why spans were not taken."""
 
-    KEY = (
-        "spans are dropped, one attempt is made a minute; set MACKEREL_APIKEY (or write into the file that "
-        "MACKEREL_APIKEY_FILE names) an API key that has write permission; a change of permission takes about a minute"
+    KEY = Advice(
+        _PROBED,
+        "set MACKEREL_APIKEY (or write into the file that MACKEREL_APIKEY_FILE names) an API key that has write "
+        "permission; a change of permission takes about a minute",
     )
-    CREDENTIALS = (
-        "spans are dropped, one attempt is made a minute; give the endpoint's credentials in OTEL_EXPORTER_OTLP_HEADERS"
+    CREDENTIALS = Advice(_PROBED, "give the endpoint's credentials in OTEL_EXPORTER_OTLP_HEADERS")
+    RATE = Advice(
+        _KEPT,
+        "if this goes on, send fewer: OTEL_TRACES_SAMPLER=parentbased_traceidratio with OTEL_TRACES_SAMPLER_ARG=0.1",
     )
-    RATE = (
-        "the spans are kept and sent later; if this goes on, send fewer: "
-        "OTEL_TRACES_SAMPLER=parentbased_traceidratio with OTEL_TRACES_SAMPLER_ARG=0.1"
+    QUOTA = Advice(
+        _PROBED,
+        "see the plan's limits in Mackerel, or send fewer: OTEL_TRACES_SAMPLER=parentbased_traceidratio with "
+        "OTEL_TRACES_SAMPLER_ARG=0.1",
     )
-    QUOTA = (
-        "spans are dropped, one attempt is made a minute; see the plan's limits in Mackerel, or send fewer: "
-        "OTEL_TRACES_SAMPLER=parentbased_traceidratio with OTEL_TRACES_SAMPLER_ARG=0.1"
+    TOO_LARGE = Advice(_LOST, "make the batches smaller: OTEL_BSP_MAX_EXPORT_BATCH_SIZE=128")
+    NOT_PROTOBUF = Advice(
+        _LOST,
+        "the endpoint must take OTLP over HTTP as protobuf: give the URL of such a receiver, usually one that ends in "
+        "/v1/traces",
     )
-    TOO_LARGE = "these spans are lost; make the batches smaller: OTEL_BSP_MAX_EXPORT_BATCH_SIZE=128"
-    NOT_PROTOBUF = (
-        "these spans are lost; the endpoint must take OTLP over HTTP as protobuf: give the URL of such a receiver, "
-        "usually one that ends in /v1/traces"
+    NOT_FOUND = Advice(_LOST, "give the whole URL that takes traces, usually one that ends in /v1/traces")
+    REDIRECT = Advice(
+        "redirects are not followed and these spans are lost", "give the URL that takes the traces itself"
     )
-    NOT_FOUND = "these spans are lost; give the whole URL that takes traces, usually one that ends in /v1/traces"
-    REDIRECT = "redirects are not followed and these spans are lost; give the URL that takes the traces itself"
-    GRPC = (
-        "the spans are kept and sent later; they are sent over HTTP/1.1: give the URL of a port that takes OTLP over "
-        "HTTP, usually http://host:4318/v1/traces"
+    GRPC = Advice(
+        _KEPT,
+        "they are sent over HTTP/1.1: give the URL of a port that takes OTLP over HTTP, usually "
+        "http://host:4318/v1/traces",
     )
-    TLS = (
-        "the spans are kept and sent later; for a certificate authority of your own set "
-        "OTEL_EXPORTER_OTLP_CERTIFICATE to its PEM file, for a client certificate "
-        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY"
+    TLS = Advice(
+        _KEPT,
+        "for a certificate authority of your own set OTEL_EXPORTER_OTLP_CERTIFICATE to its PEM file, for a client "
+        "certificate OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY",
     )
-    DNS = "the spans are kept and sent later; check the host in the endpoint's URL and this machine's resolver"
-    REFUSED = "the spans are kept and sent later; check that the far end runs, its host and port, and the firewall"
-    TIMEOUT = (
-        "the spans are kept and sent later; check the network, the firewall and whether a proxy must be named in "
-        "HTTPS_PROXY"
+    DNS = Advice(_KEPT, "check the host in the endpoint's URL and this machine's resolver")
+    REFUSED = Advice(_KEPT, "check that the far end runs, its host and port, and the firewall")
+    TIMEOUT = Advice(_KEPT, "check the network, the firewall and whether a proxy must be named in HTTPS_PROXY")
+    CLOSED = Advice(_KEPT, "check the far end and what stands before it")
+    PROXY = Advice(_KEPT, "check HTTPS_PROXY and its user:password@, or name the host in NO_PROXY")
+    SERVER = Advice(_KEPT, "the fault is at the far end: see its log or status page")
+    PARTIAL = Advice("the rejected spans are lost, sending them again would not help", "the message says why")
+    NOT_OTLP = Advice(
+        "the spans count as delivered because the status says so",
+        "check that the endpoint's URL is one that takes traces",
     )
-    CLOSED = "the spans are kept and sent later; check the far end and what stands before it"
-    PROXY = "the spans are kept and sent later; check HTTPS_PROXY and its user:password@, or name the host in NO_PROXY"
-    SERVER = "the spans are kept and sent later; the fault is at the far end: see its log or status page"
-    PARTIAL = "the rejected spans are lost, sending them again would not help; the message says why"
-    NOT_OTLP = (
-        "the spans count as delivered because the status says so; check that the endpoint's URL is one that takes "
-        "traces"
-    )
-    OTHER = "these spans are lost; check the endpoint's URL and the far end's log"
+    OTHER = Advice(_LOST, "check the endpoint's URL and the far end's log")
 
 
 @dataclass(frozen=True)
@@ -93,46 +103,58 @@ class Answer:
 
     Attributes:
         accepted: Spans that the far end took.
-        rejected: Spans that it took note of and refused (``partial_success``).
+        rejected: Spans that the far end refused although it took the batch (``partial_success``).
         cause: Why not all is well, None when it is.
-        words: A sentence for the log, without any secret.
+        seen: What the far end said or did, without any secret.
         keep: The spans may be sent again later.
-        unconfirmed: They were sent completely, and no answer came.
+        unconfirmed: The spans were sent completely, and no answer came.
         pause: Seconds for which nothing should be sent.
-        again: A further attempt may be made at once; of interest to the exporter only.
+        again: The exporter may make a further attempt at once.
     """
 
     accepted: int = 0
     rejected: int = 0
     cause: Cause | None = None
-    words: str = ""
+    seen: str = ""
     keep: bool = False
     unconfirmed: bool = False
     pause: float = 0.0
     again: bool = False
 
+    @property
+    def advice(self) -> Advice:
+        """What follows, and what to do; both are empty where all is well."""
+        return UNCONFIRMED if self.unconfirmed else self.cause.value if self.cause else Advice("", "")
 
-class Fault(Exception):  # noqa: N818 - what happened to a connection; it never leaves the pipeline
+    def __str__(self) -> str:
+        """Word the answer for the log."""
+        follows, cure = self.advice
+        return f"{self.seen}: {follows}; {cure}" if follows else self.seen
+
+
+class Fault(Exception):  # noqa: N818 - it is what happened to a connection, and never leaves the pipeline
     """No answer came.
 
     Attributes:
         cause: What kind of fault.
-        seen: In words.
+        seen: What happened.
+        unread: The far end has refused the connection in a way that shows it has read no request.
         sent: The request had been handed over completely, so the far end may have taken it.
         again: A further attempt may help at once.
     """
 
-    def __init__(self, cause: Cause, seen: str, *, sent: bool = False, again: bool = True) -> None:
+    def __init__(self, cause: Cause, seen: str, *, again: bool = True, unread: bool = False) -> None:
         super().__init__(seen)
         self.cause = cause
         self.seen = seen
-        self.sent = sent
+        self.unread = unread
+        self.sent = False
         self.again = again
 
 
 @dataclass(frozen=True)
 class Response:
-    """An HTTP answer as it was read; ``whole`` unless its body was cut off."""
+    """An HTTP answer as it was read. It is not ``whole`` where its body was cut off."""
 
     status: int
     reason: str
@@ -141,13 +163,13 @@ class Response:
     whole: bool
 
 
-class Reader:
-    """Turn answers and faults into an Answer.
+class Explainer:
+    """Turn responses and faults into an Answer.
 
     Args:
         where: The endpoint as the log may show it.
         has_key: Whether an API key is sent, i.e. whether the far end is Mackerel.
-        secrets: What no word may contain.
+        secrets: What must not be shown.
     """
 
     def __init__(self, where: str, *, has_key: bool, secrets: Iterable[str | None]) -> None:
@@ -161,10 +183,9 @@ class Reader:
 
     def of_fault(self, fault: Fault) -> Answer:
         """Say why no answer came. A batch that was sent completely is never sent again by itself."""
-        follows = UNCONFIRMED if fault.sent else fault.cause.value
         return Answer(
             cause=fault.cause,
-            words=f"{self._where} did not answer ({self.shown(fault.seen)}): {follows}",
+            seen=f"{self._where} did not answer ({self.shown(fault.seen)})",
             keep=not fault.sent,
             unconfirmed=fault.sent,
             again=fault.again and not fault.sent,
@@ -177,7 +198,7 @@ class Reader:
         message = _message(response)
         retry_after = _retry_after(response.headers.get("Retry-After"))
         cause = self._cause(response.status, message, retry_after)
-        seen = f"answered {response.status} {self.shown(response.reason)}".rstrip()
+        seen = f"{self._where} answered {response.status} {self.shown(response.reason)}".rstrip()
         if message:
             seen += f" {self.shown(message)!r}"
         if retry_after is not None:
@@ -189,27 +210,29 @@ class Reader:
         stop = cause in {Cause.KEY, Cause.CREDENTIALS, Cause.QUOTA}
         return Answer(
             cause=cause,
-            words=self._words(seen, cause),
+            seen=seen,
             keep=keep,
             pause=PROBE_SECONDS if stop else min(retry_after or 0.0, PROBE_SECONDS) if keep else 0.0,
             again=keep and response.status in _RETRYABLE,
         )
 
     def _of_success(self, response: Response, spans: int) -> Answer:
-        # The status is what confirms the spans (OTLP: 200 "if the request is processed successfully"); the body can
-        # only add that some were rejected. So a body that is cut off or is no OTLP counts as accepted, and is told.
-        partial = _partial_success(response)
-        if partial is None:
-            seen = f"answered {response.status} with something that is no OTLP answer"
+        # The status confirms the spans (OTLP: 200 "if the request is processed successfully"). The body can only add
+        # that some were rejected. So spans count as accepted also where the body is cut off or no OTLP, and are logged.
+        try:
+            rejected, message = _rejected(response)
+        except Exception:
+            rejected, message = -1, ""
+        if rejected < 0:
+            seen = f"{self._where} answered {response.status} with something that is no OTLP answer"
             if message := _text(response.body):
                 seen += f" ({self.shown(message)!r})"
-            return Answer(spans, cause=Cause.NOT_OTLP, words=self._words(seen, Cause.NOT_OTLP))
-        rejected, message = partial
-        rejected = min(max(rejected, 0), spans)
+            return Answer(spans, cause=Cause.NOT_OTLP, seen=seen)
+        rejected = min(rejected, spans)
         if not rejected:
-            return Answer(spans, words=f"{self._where} says: {self.shown(message)}" if message else "")
-        seen = f"rejected {rejected} of {spans} spans {self.shown(message)!r}"
-        return Answer(spans - rejected, rejected, cause=Cause.PARTIAL, words=self._words(seen, Cause.PARTIAL))
+            return Answer(spans, seen=f"{self._where} says: {self.shown(message)}" if message else "")
+        seen = f"{self._where} rejected {rejected} of {spans} spans {self.shown(message)!r}"
+        return Answer(spans - rejected, rejected, cause=Cause.PARTIAL, seen=seen)
 
     def _cause(self, status: int, message: str, retry_after: float | None) -> Cause:
         refused = Cause.KEY if self._has_key else Cause.CREDENTIALS
@@ -231,17 +254,14 @@ class Reader:
         return table.get(status, Cause.OTHER)
 
     def shown(self, said: str) -> str:
-        """Return a stranger's words so that a log can take them: no secret, no control character, not too long."""
+        """Return words of others as a log can take them: without secrets and control characters, and not too long."""
         said = " ".join(self._mask(said[:_MOST_READ], is_cut=True).split())
         said = said if len(said) <= _MOST_CHARACTERS else said[:_MOST_CHARACTERS] + "…"
         return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in said)
 
-    def _words(self, seen: str, cause: Cause) -> str:
-        return f"{self._where} {seen}: {cause.value}"
-
 
 def _retry_after(value: str | None) -> float | None:
-    """Read seconds or an HTTP date (RFC 9110, 10.2.3); what is past or negative is 0, what is neither is None."""
+    """Read seconds or an HTTP date (RFC 9110, 10.2.3): 0 for a time in the past, None for any other text."""
     if value is None:
         return None
     if re.fullmatch(r"\s*-?[0-9]+\s*", value, re.ASCII):
@@ -270,17 +290,12 @@ def _message(response: Response) -> str:
     return _text(response.body)
 
 
-def _partial_success(response: Response) -> tuple[int, str] | None:
-    """Return the number of rejected spans and the message, None when the body is no OTLP answer."""
-    try:
-        rejected, message = _rejected(response)
-    except Exception:
-        # Whatever a body holds, the spans were taken.
-        return None
-    return (rejected, message) if rejected >= 0 else None
-
-
 def _rejected(response: Response) -> tuple[int, str]:
+    """Return the number of rejected spans and the message.
+
+    Raises:
+        Exception: The body is no OTLP answer.
+    """
     if not response.body and response.whole:
         return 0, ""
     if found := _json(response.body):
@@ -294,7 +309,7 @@ def _rejected(response: Response) -> tuple[int, str]:
     if not response.whole:
         raise ValueError("cut off")
     answer = ExportTraceServiceResponse.FromString(response.body)
-    # Text can happen to be protobuf with unknown fields only.
+    # A text may happen to be protobuf that has unknown fields only.
     if not answer.HasField("partial_success") and "protobuf" not in response.headers.get("Content-Type", ""):
         raise ValueError("no OTLP")
     return answer.partial_success.rejected_spans, answer.partial_success.error_message

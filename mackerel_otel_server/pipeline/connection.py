@@ -1,8 +1,8 @@
-"""One kept-alive HTTP connection on which a single limit rules everything from connect to the last byte.
+"""One kept-alive HTTP connection with a single time limit for all steps, from connecting to the last byte.
 
-http.client reads the answers, but its HTTPConnection is not used: its limits hold for each read alone, so that a far
-end that says a byte a second holds it up for ever, and tracing libraries patch it and would trace our own sending.
-Everything of ``socket`` and ``ssl`` is looked up when it is used, so gevent's patches apply, whenever they came.
+http.client reads the answers, but its HTTPConnection is not used. Its limit holds for each read alone, so a far end
+that sends one byte a second would hold it up for ever; and tracing libraries patch it, and would trace our own sending.
+Functions of ``socket`` and ``ssl`` are looked up when they are used, so gevent may patch them at any time.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import re
 import socket
 import ssl
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from mackerel_otel_server.pipeline.answer import Cause, Fault, Response
-from mackerel_otel_server.settings.masking import Secret
-from mackerel_otel_server.settings.urls import CLOAK, basic, split, without_credentials
+from mackerel_otel_server.settings.masking import MARK, Secret
+from mackerel_otel_server.settings.urls import basic, split, without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from urllib.parse import SplitResult
 
     from mackerel_otel_server.settings import Settings
 
 _LARGEST_ANSWER: Final = 65_536
 _BODY_SECONDS: Final = 2.0
-"""A body follows its head at once; a far end that is slower must not hold up the next batch."""
+"""Seconds for the body of an answer after its head: a slow far end must not hold up the next batch."""
 _IDLE_SECONDS: Final = 30.0
-"""A firewall may have forgotten a connection that was silent for longer, and then swallows what is sent on it."""
+"""Seconds for which a silent connection is kept. After more, a firewall may have forgotten it and drop what is sent."""
 _PIECE: Final = 65_536
 _SETTINGS: Final = re.compile("[\\0-\\xff]{3}\\x04\\0{5}")
 """The head of an HTTP/2 frame, as http.client has decoded it: its length, its type, no flags, and the stream 0."""
@@ -86,7 +86,8 @@ class Connection:
             try:
                 return self._exchange(stream, request)
             except Fault as fault:
-                # Not sent completely, so not processed: closed since we looked. Once more, on a fresh connection.
+                # The far end has closed the connection since we looked. The request was not sent completely, so it was
+                # not processed: it is sent again on a new connection.
                 if fault.sent or fault.cause is not Cause.CLOSED:
                     raise
         return self._exchange(self._open(limit), request)
@@ -106,7 +107,7 @@ class Connection:
 
     def _open(self, limit: float) -> _Stream:
         self.close()
-        with _faults(self._proxy_words() if self._proxy else ""):
+        with _faults(self._proxy_words()):
             stream = self._stream = _Stream(_connect(self._proxy or (self._host, self._port), limit), limit)
         try:
             if self._tls and self._proxy:
@@ -118,7 +119,7 @@ class Connection:
         except Fault as fault:
             self.close()
             if fault.cause is Cause.TLS:
-                # Files are read again next time: they may have been replaced.
+                # The certificate files are read again next time, because somebody may have replaced them.
                 self._context = None
             raise
         return stream
@@ -131,7 +132,7 @@ class Connection:
         response.close()
         if not 200 <= status < 300:  # noqa: PLR2004 - the class of success
             seen = f"{self._proxy_words()}refused the tunnel with {status} {response.reason}"
-            # Its 5xx says that it could not reach the far end.
+            # With a 5xx the proxy says that it could not reach the far end.
             raise Fault(Cause.PROXY, seen, again=status >= 500)  # noqa: PLR2004
 
     def _start_tls(self, stream: _Stream) -> None:
@@ -154,16 +155,14 @@ class Connection:
                 except (ConnectionError, ssl.SSLEOFError):
                     if sent:
                         raise
-                    # It may have answered before it had read everything, e.g. with 413.
+                    # The far end may have answered before it had read everything, such as with 413.
                     response = _begin(stream)
             read, whole = _body(response, stream)
             keep = whole and sent and not response.will_close
             self.date = response.headers.get("Date")
             return Response(response.status, response.reason, cast("Mapping[str, str]", response.headers), read, whole)
         except Fault as fault:
-            # TLS 1.3 tells only now, by an alert, that it refuses a client certificate; then nothing was read.
-            refused = fault.cause is Cause.TLS and "alert" in fault.seen.lower()
-            fault.sent = sent and not refused and fault.cause is not Cause.GRPC
+            fault.sent = sent and not fault.unread
             raise
         finally:
             self.awaits_answer = False
@@ -174,15 +173,16 @@ class Connection:
     def _proxy_words(self) -> str:
         if not self._proxy:
             return ""
-        # What its URL's parts are is not certain where nothing of it may be shown.
-        is_cloaked = CLOAK in without_credentials(self._settings.proxy or "")
-        return f"the proxy {CLOAK} " if is_cloaked else "the proxy {}:{} ".format(*self._proxy)
+        # Where nothing of the proxy's URL may be shown, its host and port may be parts of a password.
+        is_cloaked = MARK in without_credentials(self._settings.proxy or "")
+        return f"the proxy {MARK} " if is_cloaked else "the proxy {}:{} ".format(*self._proxy)
 
 
-class _Stream:
-    """A socket whose every step takes what is left of one limit."""
+class _Stream(io.RawIOBase):
+    """A socket with one time limit: each step may take what is left of it."""
 
     def __init__(self, sock: socket.socket, limit: float) -> None:
+        super().__init__()
         self._socket = sock
         self.limit = limit
         self.ended = False
@@ -193,6 +193,9 @@ class _Stream:
             self._socket.settimeout(_left(self.limit))
             rest = rest[self._socket.send(rest[:_PIECE]) :]
 
+    def readable(self) -> bool:
+        return True
+
     def readinto(self, buffer: Any) -> int:
         self._socket.settimeout(_left(self.limit))
         count = self._socket.recv_into(buffer)
@@ -201,7 +204,10 @@ class _Stream:
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """Give http.client what it reads an answer from, and closes after each."""
-        return io.BufferedReader(_Reading(self))
+        return io.BufferedReader(self)
+
+    def close(self) -> None:
+        """Leave the connection open: this is the end of one answer."""
 
     def start_tls(self, context: ssl.SSLContext, host: str) -> None:
         self._socket.settimeout(_left(self.limit))
@@ -210,7 +216,7 @@ class _Stream:
         self._socket.do_handshake()
 
     def is_quiet(self) -> bool:
-        """Tell whether the far end has neither closed nor said anything that belongs to no request."""
+        """Tell whether the connection is open and the far end has sent nothing that no request asked for."""
         try:
             self._socket.settimeout(0)
             self._socket.recv(1)
@@ -225,59 +231,42 @@ class _Stream:
             self._socket.close()
 
 
-class _Reading(io.RawIOBase):
-    """One answer's view of a stream; closing it leaves the connection open."""
-
-    def __init__(self, stream: _Stream) -> None:
-        super().__init__()
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return self._stream.readinto(buffer)
+@contextmanager
+def _faults(who: str) -> Iterator[None]:
+    """Turn what sockets, ssl and http.client raise into a Fault, of the proxy if ``who`` names it."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
+        fault = _explain(error)
+        if who:
+            fault.cause, fault.seen = Cause.PROXY, who + fault.seen
+        raise fault from None
 
 
-class _faults:  # noqa: N801 - a with statement's name
-    """Turn what sockets, ssl and http.client raise into a Fault."""
-
-    def __init__(self, who: str) -> None:
-        self._who = who
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, OSError | http.client.HTTPException | UnicodeError):
-            cause, seen, again = _explain(error)
-            cause = Cause.PROXY if self._who else cause
-            raise Fault(cause, self._who + seen, again=again) from None
-
-
-def _explain(error: BaseException) -> tuple[Cause, str, bool]:  # noqa: PLR0911 - a table
+def _explain(error: BaseException) -> Fault:  # noqa: PLR0911 - a table
     seen = str(error) or type(error).__name__
     if isinstance(error, socket.gaierror | UnicodeError):
-        return Cause.DNS, f"its name has no address: {seen}", True
+        return Fault(Cause.DNS, f"its name has no address: {seen}")
     if isinstance(error, TimeoutError):
-        return Cause.TIMEOUT, f"timed out: {seen}" if "timed out" not in seen else seen, True
+        return Fault(Cause.TIMEOUT, f"timed out: {seen}" if "timed out" not in seen else seen)
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return Cause.CLOSED, seen, True
+        return Fault(Cause.CLOSED, seen)
     if _speaks_http2(error):
-        return Cause.GRPC, "what it speaks is HTTP/2, as gRPC does", False
+        return Fault(Cause.GRPC, "what it speaks is HTTP/2, as gRPC does", again=False, unread=True)
     if isinstance(error, ssl.SSLError):
-        return Cause.TLS, getattr(error, "verify_message", "") or seen, False
-    if isinstance(error, ConnectionRefusedError):
-        return Cause.REFUSED, seen, True
-    if isinstance(error, ConnectionError):
-        return Cause.CLOSED, seen, True
+        # A far end that refuses a client certificate says so by an alert. With TLS 1.3 the alert comes after the
+        # request was sent, and the far end has read nothing of the request.
+        is_alert = "alert" in seen.lower()
+        return Fault(Cause.TLS, getattr(error, "verify_message", "") or seen, again=False, unread=is_alert)
+    if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
+        return Fault(Cause.CLOSED, seen)
     if isinstance(error, OSError):
-        return Cause.REFUSED, seen, True  # no route, network unreachable
-    return Cause.CLOSED, f"what came is no HTTP: {type(error).__name__} {seen}", True
+        return Fault(Cause.REFUSED, seen)  # or no route, network unreachable
+    return Fault(Cause.CLOSED, f"what came is no HTTP: {type(error).__name__} {seen}")
 
 
 def _speaks_http2(error: BaseException) -> bool:
-    """Tell whether the far end takes HTTP/2 alone: it begins with a SETTINGS frame, or over TLS refuses HTTP/1.1.
+    """Tell whether the far end takes only HTTP/2: it sends a SETTINGS frame first, or refuses HTTP/1.1 over TLS.
 
     https://www.rfc-editor.org/rfc/rfc9113#section-3.4
     """
@@ -294,7 +283,7 @@ def _left(limit: float) -> float:
 
 
 def _connect(address: tuple[str, int], limit: float) -> socket.socket:
-    """Try each address of a name; one that does not answer leaves time for the others."""
+    """Try each address of a name. An address that does not answer leaves time for the others."""
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
     for index, (family, kind, protocol, _, where) in enumerate(found, 1):
         sock = socket.socket(family, kind, protocol)
@@ -323,14 +312,14 @@ def _begin(stream: _Stream, method: str = "POST") -> http.client.HTTPResponse:
         response.close()
         raise
     if stream.ended:
-        # http.client takes what it has for a whole head, be it "HTTP/1.1 200 O".
+        # http.client takes a head that was cut off for a whole one, even "HTTP/1.1 200 O".
         response.close()
         raise ConnectionResetError("closed in the middle of its answer")
     return response
 
 
 def _body(response: http.client.HTTPResponse, stream: _Stream) -> tuple[bytes, bool]:
-    """Read what follows the head, as far as it comes in time and is not too long."""
+    """Read the body of an answer, as far as it comes in time and is not too long."""
     stream.limit = min(stream.limit, time.monotonic() + _BODY_SECONDS)
     parts: list[bytes] = []
     room = _LARGEST_ANSWER
@@ -341,7 +330,7 @@ def _body(response: http.client.HTTPResponse, stream: _Stream) -> tuple[bytes, b
             room -= len(part)
         whole = room > 0 and not response.length
     except (OSError, http.client.HTTPException):
-        pass  # What came is enough for words.
+        pass  # The part that came is enough for the log.
     response.close()
     return b"".join(parts), whole
 
@@ -355,7 +344,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext:
     authorities = settings.certificate
     paths = ssl.get_default_verify_paths()
     if not authorities and not (paths.cafile or paths.capath):
-        # A machine without certificates of its own, e.g. a container made from scratch. certifi is often at hand.
+        # This machine has no certificate authorities, as a container made from scratch; certifi is often installed.
         with suppress(ImportError):
             import certifi
 
@@ -363,7 +352,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=authorities)
     context.set_alpn_protocols(["http/1.1"])
     if settings.client_certificate:
-        # Without a password of its own, OpenSSL would ask for one at the terminal.
+        # Without this argument, OpenSSL would ask for a password at the terminal.
         context.load_cert_chain(settings.client_certificate, settings.client_key, password="")
     return context
 
@@ -375,7 +364,7 @@ def _head(target: str, fields: Mapping[str, str], method: str = "POST") -> memor
     del lines
     if text.count("\r") != len(fields) + 2 or text.count("\n") != len(fields) + 2 or "\0" in text:
         raise Fault(Cause.OTHER, "a header field or the URL holds a line break", again=False)
-    # Not Latin-1: what the headers variable percent-encodes goes out as the same bytes.
+    # UTF-8, so that what the variable for headers percent-encodes is sent as the same bytes.
     return memoryview(text.encode("utf-8", "surrogateescape"))
 
 

@@ -1,4 +1,4 @@
-"""One batch of ready OTLP bytes -> one HTTP answer: retry, explain, pause."""
+"""Send one batch of OTLP bytes: try again where that may help, log what is wrong, and say how long to pause."""
 
 from __future__ import annotations
 
@@ -10,34 +10,32 @@ import traceback
 import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from mackerel_otel_server import __version__
-from mackerel_otel_server.log import log
-from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Answer, Cause, Fault, Reader
-from mackerel_otel_server.pipeline.complaints import Complaints
+from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Answer, Cause, Explainer, Fault
 from mackerel_otel_server.pipeline.connection import Connection
+from mackerel_otel_server.process.log import log
 from mackerel_otel_server.settings import API_KEY_HEADER
-from mackerel_otel_server.settings.masking import of_header, of_query
-from mackerel_otel_server.settings.urls import secrets_of
+from mackerel_otel_server.settings.masking import of_header
+from mackerel_otel_server.settings.urls import secrets_of, secrets_of_query
+from mackerel_otel_server.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Hashable, Iterator
 
     from mackerel_otel_server.settings import Settings
-
-__all__ = ["Answer", "Cause", "Exporter"]
 
 GZIP_LEVEL: Final = 1
 """Batches of 512 spans of 304 bytes: level 1 makes 44 bytes in 0.7 µs of each, 6 makes 42 in 1.9 µs, 9 40 in 2.8 µs."""
 _FIRST_BACKOFF: Final = 1.0
 _LONGEST_BACKOFF: Final = 8.0
-"""Short, so that a far end that was restarted is found soon."""
+"""Seconds; few, so that a far end that was restarted is found soon."""
 _LEAST_SECONDS: Final = 0.5
-"""A further attempt with less time would turn spans that can be kept into unconfirmed ones."""
-# What belongs to us, or to the connection.
+"""Seconds that a further attempt needs. With less time, spans that can be kept would become unconfirmed."""
+_SECONDS_BETWEEN: Final = 60.0
+"""Seconds for which a cause of failures that is in the log is not logged again."""
+# Header fields that this package or the connection sets.
 _RESERVED: Final = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "host", "transfer-encoding"}
     | {API_KEY_HEADER.lower()}
@@ -51,9 +49,9 @@ class Exporter:
     gevent after its patches.
 
     Attributes:
-        requests: Attempts so far, those included that no answer came to.
-        retried: Those among them that repeated a failed one.
-        bytes_sent: Of the bodies of these attempts, as compressed.
+        requests: Attempts so far, with and without an answer.
+        retried: Attempts that repeated a failed one.
+        bytes_sent: Bytes of the compressed bodies of all attempts.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -64,7 +62,7 @@ class Exporter:
         self._key = settings.api_key
         self._connection = Connection(settings)
         self._complaints = Complaints()
-        self._reader = Reader(settings.shown_endpoint, has_key=self._key is not None, secrets=self._secrets())
+        self._explainer = Explainer(settings.shown_endpoint, has_key=self._key is not None, secrets=self._secrets())
         self._failures = 0
         self._spans = 0
         self._woken = threading.Event()
@@ -81,32 +79,32 @@ class Exporter:
         self._woken.clear()
         self._spans = spans
         try:
-            # Sending is no part of the application; its instrumentations shall not trace it.
+            # Sending is no part of the application, so instrumentations must not trace it.
             with suppress_instrumentation():
                 answer = self._deliver(body, spans, deadline)
         except Exception as error:
             self._connection.close()
-            seen = self._reader.shown(f"{type(error).__name__}: {error}")
-            # Not exc_info: an exception's own words are shown after they were searched for secrets only.
+            seen = self._explainer.shown(f"{type(error).__name__}: {error}")
+            # Without exc_info, which would log the exception's words before their secrets are hidden.
             log.debug("the exporter failed with %s\n%s", seen, "".join(traceback.format_tb(error.__traceback__)))
-            answer = Answer(cause=Cause.OTHER, words=f"{self._settings.shown_endpoint} was not asked ({seen})")
-        if answer.cause and answer.words:
+            answer = Answer(cause=Cause.OTHER, seen=f"{self._settings.shown_endpoint} was not asked ({seen})")
+        if answer.cause and answer.seen:
             said = "the endpoint takes no spans: " if not answer.accepted else ""
-            self._complaints.complain((answer.cause, answer.unconfirmed), said + answer.words)
-        elif answer.words:
-            self._complaints.complain("remark", answer.words)
+            self._complaints.complain((answer.cause, answer.unconfirmed), f"{said}{answer}")
+        elif answer.seen:
+            self._complaints.complain("remark", str(answer))
         elif answer.cause is None:
             self._complaints.resolve("the endpoint takes spans again")
         return answer
 
     @property
     def unanswered(self) -> int:
-        """How many spans a request holds that was sent and has no answer yet."""
+        """The number of spans in a request that was sent and has no answer yet."""
         return self._spans if self._connection.awaits_answer else 0
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last attempt failed in a way that may pass."""
+        """Whether the last attempt failed for a reason that may go away."""
         return self._failures > 0
 
     def wake(self) -> None:
@@ -117,7 +115,7 @@ class Exporter:
         """Use another key from now on. None is ignored, and so is any key where the settings allow none."""
         if self._key is not None and api_key:
             self._key = api_key
-            self._reader.set_secrets(self._secrets())
+            self._explainer.set_secrets(self._secrets())
 
     def another(self) -> Exporter:
         """Make one for another thread."""
@@ -153,8 +151,8 @@ class Exporter:
         try:
             response = self._connection.post(self._fields(), data, limit)
         except Fault as fault:
-            return self._reader.of_fault(fault)
-        return self._reader.of_response(response, spans)
+            return self._explainer.of_fault(fault)
+        return self._explainer.of_response(response, spans)
 
     def _backoff(self, cause: Cause | None) -> float:
         """Full jitter (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)."""
@@ -186,10 +184,36 @@ class Exporter:
             yield from of_header(value)
         yield from secrets_of(self._settings.proxy or "")
         yield from secrets_of(self._settings.endpoint)
-        yield from of_query(urlsplit(self._settings.endpoint).query)
+        yield from secrets_of_query(self._settings.endpoint)
 
 
 def _compress(body: bytes, compression: str) -> bytes:
     if compression == "gzip":
         return gzip.compress(body, GZIP_LEVEL, mtime=0)
     return zlib.compress(body, GZIP_LEVEL) if compression == "deflate" else body
+
+
+class Complaints:
+    """Log what goes wrong, at most once a minute for each cause, and once when it is over."""
+
+    def __init__(self) -> None:
+        self._silent_until: dict[Hashable, float] = {}
+        self._held_back: dict[Hashable, int] = {}
+        self._unresolved = False
+
+    def complain(self, cause: Hashable, words: str) -> None:
+        """Log a warning, unless this cause was logged less than a minute ago."""
+        now = time.monotonic()
+        if now < self._silent_until.get(cause, 0.0):
+            self._held_back[cause] = self._held_back.get(cause, 0) + 1
+            return
+        self._silent_until[cause] = now + _SECONDS_BETWEEN
+        self._unresolved = True
+        held_back = self._held_back.pop(cause, 0)
+        log.warning("%s%s", words, f" (and {held_back} times more since this was last said)" if held_back else "")
+
+    def resolve(self, words: str) -> None:
+        """Log that all is well again, if a complaint was logged before."""
+        if self._unresolved:
+            self._unresolved = False
+            log.info("%s", words)

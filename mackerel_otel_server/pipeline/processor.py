@@ -1,4 +1,4 @@
-"""The end of a span: one pipeline per process, however the process came to be."""
+"""What happens when a span begins and ends; each process has a pipeline of its own."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 from opentelemetry.trace import Link, SpanKind, StatusCode, TraceFlags
 
-from mackerel_otel_server.log import log
-from mackerel_otel_server.native import is_free
-from mackerel_otel_server.pipeline.encoder import Encoder
-from mackerel_otel_server.pipeline.exporter import Exporter
-from mackerel_otel_server.pipeline.sender import AFTER_FAILED_ATTEMPT, Counts, Sender
-from mackerel_otel_server.pipeline.spans import QuickSpan
-from mackerel_otel_server.process import pid
+from mackerel_otel_server.pipeline.sender import AFTER_FAILED_ATTEMPT, Counts
+from mackerel_otel_server.pipeline.spans import QuickSpan, give_resource, is_free
+from mackerel_otel_server.process.log import log
+from mackerel_otel_server.process.pid import pid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,30 +23,39 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.util.types import Attributes
 
+    from mackerel_otel_server.pipeline.sender import Sender
+    from mackerel_otel_server.pipeline.standard import StandardSender
     from mackerel_otel_server.settings import Settings
 
+# Constants, because CPython 3.10 and 3.11 take much longer to find the member of an enum.
+_CLIENT: Final = SpanKind.CLIENT
+_SERVER: Final = SpanKind.SERVER
+_SAMPLED: Final = TraceFlags.SAMPLED
 _MANY: Final = 4096
-"""As many open spans at least, before those are looked for that were never ended."""
+"""So many spans are open at least before the processor looks for spans that nobody has any more."""
 _KILLED: Final = 500
-"""What the client gets, or would have got."""
+"""The status code of a request that the server kills."""
 
 
 class Pipeline:
-    """What one process sends with. Starts a thread: make it after the fork only."""
+    """What one process sends its spans with. It starts a thread, so make it after the fork only."""
 
-    def __init__(self, settings: Settings, resource: Resource, new_api_key: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        resource: Resource,
+        make_sender: Callable[[Resource], Sender | StandardSender],
+    ) -> None:
         self.pid: Final = pid()
         self.resource: Final = resource
         self._omitted = settings.omitted_attributes
         self._console = SimpleSpanProcessor(ConsoleSpanExporter()) if "console" in settings.exporters else None
-        self._sender = None
-        if "otlp" in settings.exporters:
-            self._sender = Sender(settings, Encoder(resource), Exporter(settings), new_api_key)
+        self._sender = make_sender(resource) if "otlp" in settings.exporters else None
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue a sampled span."""
         context = span.context
-        if context is None or not context.trace_flags & TraceFlags.SAMPLED:
+        if context is None or not context.trace_flags & _SAMPLED:
             return
         if self._omitted:
             span = _without(span, self._omitted)
@@ -59,25 +65,30 @@ class Pipeline:
             self._console.on_end(span)
 
     def counts(self) -> Counts:
-        """Return what became of the spans so far."""
+        """Return how many spans were finished, delivered and lost so far."""
         return self._sender.counts() if self._sender is not None else Counts()
 
+    def share_counts(self, counts: memoryview) -> None:
+        """Keep two numbers where another process can read them; see Sender.share_counts()."""
+        if self._sender is not None:
+            self._sender.share_counts(counts)
+
     def flush(self, timeout: float) -> bool:
-        """Send what is queued now; return whether nothing was left after ``timeout`` seconds."""
+        """Send the queued spans now; return whether none was left after ``timeout`` seconds."""
         return self._sender is None or self._sender.flush(timeout)
 
     def rescue(self, timeout: float) -> None:
-        """Send what is queued from the calling thread, whatever the sender's is doing."""
+        """Send the queued spans from the calling thread, whatever the sender's own thread is doing."""
         if self._sender is not None:
             self._sender.rescue(timeout)
 
     def stop(self, timeout: float) -> bool:
-        """Send what is queued, for ``timeout`` seconds at most; return whether everything was delivered."""
+        """Send the queued spans, for ``timeout`` seconds at most; return whether all spans were delivered."""
         return self._sender is None or self._sender.stop(timeout)
 
     @property
     def why_unsent(self) -> str:
-        """Why what was left when this pipeline stopped is lost."""
+        """The reason why spans that were still queued when this pipeline stopped are lost."""
         return self._sender.why_unsent if self._sender is not None else ""
 
     @property
@@ -91,7 +102,7 @@ class Pipeline:
 
 
 def _without(span: ReadableSpan, names: frozenset[str]) -> ReadableSpan:
-    """Return a span, its events and its links without some of their attributes, whoever set them."""
+    """Return a copy of a span without some attributes of its own, of its events and of its links."""
 
     def rest(attributes: Attributes) -> dict[str, Any]:
         return {name: value for name, value in (attributes or {}).items() if name not in names}
@@ -113,13 +124,7 @@ def _without(span: ReadableSpan, names: frozenset[str]) -> ReadableSpan:
 
 
 class ForkAwareSpanProcessor(SpanProcessor):
-    """Hand each span to the pipeline of the process that began it.
-
-    Args:
-        make_pipeline: Makes one for the calling process.
-        started: Called with each process's pipeline once it exists.
-        shut_down: Ends tracing in the calling process.
-    """
+    """Hand each span to the pipeline of the process that began it; for the arguments, see make_tracer_provider()."""
 
     def __init__(
         self,
@@ -140,7 +145,7 @@ class ForkAwareSpanProcessor(SpanProcessor):
         os.register_at_fork(after_in_child=self._forget_parent)
 
     def _forget_parent(self) -> None:
-        # Another thread of the parent may have held it.
+        # Another thread of the parent process may hold the old lock for ever.
         self._lock = threading.Lock()
         self._pipeline = None
         self._open.clear()
@@ -148,16 +153,14 @@ class ForkAwareSpanProcessor(SpanProcessor):
 
     def pipeline(self) -> Pipeline:
         """Return this process's pipeline, made at the first call in each process."""
-        pipeline = self._pipeline
-        if pipeline is not None and pipeline.pid == pid():
+        if (pipeline := self.existing_pipeline()) is not None:
             return pipeline
         with self._lock:
-            pipeline = self._pipeline
-            if pipeline is not None and pipeline.pid == pid():
+            if (pipeline := self.existing_pipeline()) is not None:
                 return pipeline
-            # What a parent process had belongs to the parent: its queue, its connections, its counts.
+            # The parent process keeps its own pipeline, with its queue, its connections and its counts.
             pipeline = self._pipeline = self._make_pipeline()
-        # Without the lock: it writes to the log, and a handler of the application may begin a span.
+        # The lock is free again: started() writes to the log, and a log handler of the application may begin a span.
         self._started(pipeline)
         return pipeline
 
@@ -167,23 +170,23 @@ class ForkAwareSpanProcessor(SpanProcessor):
         return pipeline if pipeline is not None and pipeline.pid == pid() else None
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
-        """Let the span carry the resource of the process that begins it, which marks it as that process's own."""
+        """Give the span the resource of the process that begins it. The resource tells whose span it is."""
         pipeline = self._pipeline
         if pipeline is None or pipeline.pid != pid():
             try:
                 pipeline = self.pipeline()
             except Exception:
-                # No thread can be started, at the interpreter's exit or at a limit: the span's block must still run.
+                # At the interpreter's exit, or at a limit of the system, no thread can be started. The application's
+                # code must run all the same.
                 log.debug("a span is not recorded", exc_info=True)
                 return
         resource = pipeline.resource
         if span.resource is not resource:
-            # A forked process: the provider's tracers keep the resource of the process that made them. Private, but
-            # there is no other way. Without it, such spans would say their parent's pid, and could not be told apart.
-            span._resource = resource  # noqa: SLF001
-            self._can_tell = span.resource is resource
-        if span.kind is SpanKind.SERVER and isinstance(span, QuickSpan):
-            # A request's, which looks after it.
+            # A forked process: the provider's tracers keep the resource of the process that made them. With that one,
+            # this process's spans would say the parent's pid, and nobody could tell them from the parent's.
+            self._can_tell = give_resource(span, resource)
+        if span.kind is _SERVER and isinstance(span, QuickSpan):
+            # It belongs to a request of ours, which ends it.
             return
         context = span.context
         if context is not None:
@@ -192,53 +195,59 @@ class ForkAwareSpanProcessor(SpanProcessor):
             self._open[context.span_id] = weakref.ref(span)
 
     def _forget_lost(self) -> None:
-        """Forget the spans that nobody ended and nobody has any more."""
+        """Forget the spans that were never ended and that nobody has any more."""
         for span_id, reference in list(self._open.items()):
             if reference() is None:
                 self._open.pop(span_id, None)
-        # So that a search comes after as many new spans as it has looked at.
+        # The next search comes when the number of spans has doubled, so that searches stay cheap.
         self._many = max(_MANY, 2 * len(self._open))
 
-    def end_open(self, kind: str, message: str) -> None:
+    def end_open(self, kind: str, message: str) -> int:
         """End the spans that are under way, as errors, because the process is about to be killed.
 
         Args:
             kind: The type of the error.
             message: Who kills it, and at which limit.
+
+        Returns:
+            How many of them were server spans, which another instrumentation has made.
         """
+        server_spans = 0
         for reference in list(self._open.values()):
             span = reference()
             if span is None or not is_free(span):
                 continue
             span.set_attribute("error.type", kind)
             span.set_status(StatusCode.ERROR, message)
-            if span.kind is SpanKind.SERVER:
-                # Another instrumentation's.
+            if span.kind is _SERVER:
+                # Another instrumentation has made this request's span.
+                server_spans += 1
                 span.set_attribute("http.response.status_code", _KILLED)
                 span.add_event("exception", {"exception.type": kind, "exception.message": message})
             span.end()
+        return server_spans
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the span, unless another process began it or it is a client span that nothing asked for."""
-        # Without a look at the pid, which is a system call: what a worker of uWSGI, where no handler runs at the fork,
-        # put into its copy of the master's queue would stay there.
+        # To ask for the pid would take a system call, so the resource is compared. Under uWSGI, which runs no handlers
+        # at a fork, a span could otherwise go into the worker's copy of the master's queue and stay there.
         context = span.context
         if context is not None:
             self._open.pop(context.span_id, None)
         pipeline = self._pipeline
         if pipeline is None or (span.resource is not pipeline.resource and self._can_tell):
             return
-        if span.kind is SpanKind.CLIENT and span.parent is None:
-            # Start-up queries and migrations: spans are billed, and no request is behind these.
+        if span.kind is _CLIENT and span.parent is None:
+            # A query of the start-up or of a migration. Spans are billed, and this one belongs to no request.
             return
         pipeline.on_end(span)
 
     def close(self) -> None:
-        """Let no span begin any more in this process; one that it forks later begins anew."""
+        """Let no span begin any more in this process. A process that is forked later may begin spans again."""
         self._closed_in_pid = pid()
 
-    def is_closed(self) -> bool:
-        """Tell whether tracing has ended in this process."""
+    def is_closed(self, _context: object = None) -> bool:
+        """Tell whether tracing has ended in this process, whatever the context of a span."""
         return self._closed_in_pid != 0 and self._closed_in_pid == pid()
 
     def shutdown(self) -> None:

@@ -1,4 +1,4 @@
-"""Who is speaking: the resource that every span of one process carries."""
+"""The resource that describes one process and that all its spans carry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.resources import Resource
 
-from mackerel_otel_server import __version__
+from mackerel_otel_server.version import __version__
 
 if TYPE_CHECKING:
     from mackerel_otel_server.settings import Settings
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def make_resource(settings: Settings) -> Resource:
     """Describe this process, as the semantic conventions for resources name things.
 
-    ``service.instance.id`` is fresh at each call, so call once per process.
+    Call this once per process, because each call makes a new ``service.instance.id``.
     https://opentelemetry.io/docs/specs/semconv/resource/
     """
     detected = Resource.create().attributes
     return Resource(
         {
-            # A command line can hold a password; nobody needs it to tell two workers apart.
+            # A command line can hold a password, and nobody needs command lines to tell two workers apart.
             **{key: value for key, value in detected.items() if not key.startswith("process.command")},
             "host.name": socket.gethostname(),
             "process.runtime.name": sys.implementation.name,
@@ -35,7 +35,7 @@ def make_resource(settings: Settings) -> Resource:
             "telemetry.distro.name": "mackerel-otel-server",
             "telemetry.distro.version": __version__,
             **settings.resource_attributes,
-            # Last: given for all workers, they would not tell one from another.
+            # These come last: the operator's values would be the same for all workers.
             "process.pid": os.getpid(),
             "service.instance.id": str(uuid.uuid4()),
         }

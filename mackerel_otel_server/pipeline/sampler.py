@@ -1,4 +1,4 @@
-"""Which spans are recorded: what the operator's sampler takes, but nothing within an excluded request."""
+"""Which spans are recorded: those that the operator's sampler takes, except within an excluded request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from opentelemetry.context import Context, get_value
 from opentelemetry.sdk.trace import sampling
 from opentelemetry.trace import TraceFlags
 
-from mackerel_otel_server.http_options import EXCLUDED
+from mackerel_otel_server.settings.http_options import EXCLUDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,30 +17,29 @@ if TYPE_CHECKING:
 
     from mackerel_otel_server.settings import Settings
 
-_SAMPLERS: Final[dict[str, Callable[[float], sampling.Sampler]]] = {
-    "always_on": lambda _ratio: sampling.ALWAYS_ON,
-    "always_off": lambda _ratio: sampling.ALWAYS_OFF,
-    "traceidratio": sampling.TraceIdRatioBased,
-    "parentbased_always_on": lambda _ratio: sampling.ParentBased(sampling.ALWAYS_ON),
-    "parentbased_always_off": lambda _ratio: sampling.ParentBased(sampling.ALWAYS_OFF),
-    "parentbased_traceidratio": lambda ratio: sampling.ParentBased(sampling.TraceIdRatioBased(ratio)),
-}
-_ASK_NO_PARENT: Final = ("always_on", "traceidratio")
+_PARENT_BASED: Final = "parentbased_"
 
 
 def make_sampler(settings: Settings) -> sampling.Sampler:
     """Return the sampler of ``OTEL_TRACES_SAMPLER``."""
-    sampler = _SAMPLERS[settings.sampler](settings.sampler_ratio)
-    # The parent of what an excluded request makes is not sampled, which is enough for all others.
-    if settings.sampler in _ASK_NO_PARENT and settings.http.excluded_urls:
-        return _ExceptExcluded(sampler)
+    samplers: dict[str, sampling.Sampler] = {
+        "always_on": sampling.ALWAYS_ON,
+        "always_off": sampling.ALWAYS_OFF,
+        "traceidratio": sampling.TraceIdRatioBased(settings.sampler_ratio),
+    }
+    sampler = samplers[settings.sampler.removeprefix(_PARENT_BASED)]
+    # Within an excluded request, the parent of each span is unsampled. The samplers that ask the parent need no more.
+    if settings.sampler.startswith(_PARENT_BASED):
+        return sampling.ParentBased(sampler)
+    if settings.http.excluded_urls:
+        return Unless(lambda context: bool(get_value(EXCLUDED, context)), sampler)
     return sampler
 
 
 def is_sampled_by(settings: Settings) -> Callable[[Context | None, SpanContext | None, int], bool]:
-    """Return a function that answers as the sampler does, from the parent if it is valid and the trace id."""
-    asks_parent = settings.sampler not in (*_ASK_NO_PARENT, "always_off")
-    except_excluded = settings.sampler in _ASK_NO_PARENT and bool(settings.http.excluded_urls)
+    """Return a function that decides like the sampler, but quicker: from context, valid parent and trace id."""
+    asks_parent = settings.sampler.startswith(_PARENT_BASED)
+    except_excluded = not asks_parent and bool(settings.http.excluded_urls)
     if settings.sampler.endswith("traceidratio"):
         bound = sampling.TraceIdRatioBased(settings.sampler_ratio).bound
     else:
@@ -56,32 +55,19 @@ def is_sampled_by(settings: Settings) -> Callable[[Context | None, SpanContext |
     return is_sampled
 
 
-class UntilClosed(sampling.Sampler):
-    """Ask another sampler until tracing has ended in this process, and take no span after that."""
+class Unless(sampling.Sampler):
+    """Record no span while ``is_dropped`` says so of the span's context; else ask another sampler."""
 
-    def __init__(self, sampler: sampling.Sampler, is_closed: Callable[[], bool]) -> None:
-        self._sampler = sampler
-        self._is_closed = is_closed
-
-    def should_sample(self, *args: Any, **kwargs: Any) -> sampling.SamplingResult:
-        """Answer; see the SDK."""
-        if self._is_closed():
-            return sampling.SamplingResult(sampling.Decision.DROP)
-        return self._sampler.should_sample(*args, **kwargs)
-
-    def get_description(self) -> str:
-        """Return the other sampler's description."""
-        return self._sampler.get_description()
-
-
-class _ExceptExcluded(sampling.Sampler):
-    def __init__(self, sampler: sampling.Sampler) -> None:
+    def __init__(self, is_dropped: Callable[[Context | None], bool], sampler: sampling.Sampler) -> None:
+        self._is_dropped = is_dropped
         self._sampler = sampler
 
     def should_sample(self, parent_context: Context | None, *args: Any, **kwargs: Any) -> sampling.SamplingResult:
-        if get_value(EXCLUDED, parent_context):
+        """Answer; see the SDK."""
+        if self._is_dropped(parent_context):
             return sampling.SamplingResult(sampling.Decision.DROP)
         return self._sampler.should_sample(parent_context, *args, **kwargs)
 
     def get_description(self) -> str:
+        """Return the other sampler's description."""
         return self._sampler.get_description()

@@ -1,7 +1,7 @@
-"""One process's spans: queued, encoded a few at a time, sent in batches by one thread, and accounted for.
+"""The spans of one process are queued, encoded a few at a time, sent in batches by one thread, and counted.
 
-finished = delivered + lost + queued, at any moment. Nothing here takes a lock that a signal handler could meet: what
-ends a span may run in one that has interrupted another span's end.
+finished = delivered + lost + queued, at any moment. A signal handler may end a span while it has interrupted the end of
+another span. Therefore nothing here takes a lock that the interrupted thread could hold.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from mackerel_otel_server.log import log
-from mackerel_otel_server.native import threads_without_signals
-from mackerel_otel_server.pipeline import cutting
-from mackerel_otel_server.pipeline.exporter import Cause
+from mackerel_otel_server.pipeline import oversized_spans
+from mackerel_otel_server.pipeline.answer import Cause
+from mackerel_otel_server.process.log import log
+from mackerel_otel_server.process.threads import threads_without_signals
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 BATCH_BYTES: Final = 3_500_000
 """Uncompressed. Mackerel refuses 6 MB, and its own Collector batches at this size."""
 ENCODED_TOGETHER: Final = 16
-"""Spans: the first one takes three times as long as the next ones, whose code and data the processor still has at hand.
-More would hold up the request that ends the last of them."""
+"""Spans that one thread encodes in a row. The first one takes three times as long as the others, because the processor
+has to load code and data for it. More spans would delay the request that has ended the last of them."""
 QUEUE_BYTES: Final = 16_000_000
-"""What a dead endpoint may cost a worker in memory, beside ``OTEL_BSP_MAX_QUEUE_SIZE``."""
+"""How much memory the queue may take while the endpoint is down; ``OTEL_BSP_MAX_QUEUE_SIZE`` limits it as well."""
 AFTER_A_FAILURE: Final = 0.5
-"""Seconds that a leaving worker still tries where the last attempt had failed."""
+"""Seconds for which a leaving worker still tries to send after a failed attempt."""
 # Reasons why spans are lost at the end of a process.
 NOT_IN_TIME: Final = "not sent in time"
 AFTER_FAILED_ATTEMPT: Final = "not sent after a failed attempt"
@@ -46,19 +46,19 @@ TOO_LATE: Final = "ended after shutdown"
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the spans that one process finished."""
+    """How many spans one process has finished, and how many of them were delivered or lost."""
 
     finished: int = 0
     delivered: int = 0
     lost: Mapping[str, int] = field(default_factory=dict)
     """By reason."""
     requests: int = 0
-    """That the endpoint took spans from."""
+    """Requests from which the endpoint took spans."""
     attempts: int = 0
     retried: int = 0
     bytes_sent: int = 0
     unanswered: int = 0
-    """Of those that are queued: in a request that was sent and has no answer yet."""
+    """Those of the queued spans that are in a request which was sent and has no answer yet."""
 
     @property
     def all_lost(self) -> int:
@@ -71,8 +71,8 @@ class Counts:
         return self.finished - self.delivered - self.all_lost
 
 
-class _Count:
-    """A counter for several threads and for signal handlers: next() is one step of the interpreter, += is not."""
+class Tally:
+    """A counter for several threads and signal handlers. next() is one step of the interpreter, and += is several."""
 
     def __init__(self) -> None:
         self.add: Final = itertools.count().__next__
@@ -80,6 +80,7 @@ class _Count:
         self._asking = threading.RLock()
 
     def value(self) -> int:
+        """Return how often ``add`` was called."""
         with self._asking:
             value = self.add() - self._asked
             self._asked += 1
@@ -87,7 +88,7 @@ class _Count:
 
 
 class _Book:
-    """What became of the spans that one thread sent with one exporter."""
+    """How many spans of one thread, which has an exporter of its own, were delivered or lost."""
 
     def __init__(self, exporter: Exporter) -> None:
         self.exporter: Final = exporter
@@ -102,14 +103,7 @@ class Sender:
     def __init__(
         self, settings: Settings, encoder: Encoder, exporter: Exporter, new_api_key: Callable[[], str | None]
     ) -> None:
-        """Start the thread: call after the fork only.
-
-        Args:
-            settings: Sizes and times.
-            encoder: Makes bytes of a span.
-            exporter: Sends them.
-            new_api_key: Reads the API key again, after the endpoint has refused the one in use.
-        """
+        """Start the thread: call after the fork only. ``new_api_key`` is that of make_tracer_provider()."""
         self._settings = settings
         self._queue_size = settings.max_queue_size
         self._batch_size = settings.max_export_batch_size
@@ -119,44 +113,52 @@ class Sender:
         self._ended: deque[ReadableSpan] = deque()  # and not encoded yet
         self._queue: deque[EncodedSpan] = deque()
         self._queued_bytes = 0
-        # Its put() may be called by a signal handler that has interrupted another put(), unlike an Event's set().
+        # A signal handler that has interrupted put() may call put() as well. That is not so for the set() of an Event.
         self._wake: queue.SimpleQueue[queue.SimpleQueue[None] | None] = queue.SimpleQueue()
         self._is_woken = False
-        self._finished = _Count()
-        self._full = _Count()
+        self._finished = Tally()
+        self._shared: memoryview | None = None
+        """Two numbers that another process can read; see share_counts()."""
+        self._ordinal = itertools.count(1).__next__
+        self._full = Tally()
+        self._unencodable = Tally()
+        self._dropped = {"queue full": self._full, "not encodable": self._unencodable}
+        """By reason, the spans that no exporter got."""
         self._has_cut = False
-        self._unencodable = _Count()
         self._book = _Book(exporter)
         self._rescue: _Book | None = None
         self._rescuing = _thread.allocate_lock()
         self._last_failed = False
         self._paused_until = 0.0
-        self._dropping: _Count | None = None
-        self._dropped: dict[str, _Count] = {}
+        self._dropping: Tally | None = None
         self._stop_by: float | None = None
-        self._too_late: _Count | None = None
+        self._too_late: Tally | None = None
         """Counts the spans that end when this sender has stopped; None until then."""
         self._flushes: set[queue.SimpleQueue[None]] = set()
-        """One for each thread that waits in flush(): a signal handler may end the wait that it has interrupted."""
+        """One for each thread that waits in flush(). A signal handler may end the wait that it has interrupted."""
         self.why_unsent = NOT_IN_TIME
-        """Why what was left when this sender stopped is lost."""
-        # Stays of the same kind as the thread. What an Event waits with becomes gevent's when that patches the standard
-        # library later, as uWSGI's gevent-monkey-patch does; the process would then end while stop() waits.
+        """The reason why spans that were still queued when this sender stopped are lost."""
+        # This lock stays of the same kind as the thread: of the system, or of gevent. An Event would change to gevent's
+        # kind when gevent patches the standard library later, as uWSGI's gevent-monkey-patch does, and the process
+        # would end while stop() waits.
         self._running = _thread.allocate_lock()
         self._running.acquire()
+        self._has_ended = False
         with threads_without_signals():
-            # Not a Thread, for the same reason: it would not find itself at its end.
+            # Not a threading.Thread: once gevent has patched the standard library, it would not find itself at its end.
             _thread.start_new_thread(self._run, ())
 
     def put(self, span: ReadableSpan) -> None:
-        """Queue a finished span, and every so often encode the last ones in this thread. Never waits, never raises."""
+        """Queue a finished span; when enough spans wait, encode them in this thread. Never waits and never raises."""
         self._finished.add()
+        if (shared := self._shared) is not None:
+            shared[0] = self._ordinal()
         if (dropping := self._too_late or self._dropping) is not None:
             dropping.add()
             return
         ended = self._ended
         if len(self._queue) + len(ended) >= self._queue_size or self._queued_bytes >= QUEUE_BYTES:
-            # The newest: what is queued may be on its way already.
+            # The newest span is dropped, because the queued ones may be on their way already.
             self._full.add()
             self._wake_once()
             return
@@ -167,7 +169,7 @@ class Sender:
                 self._wake_once()
 
     def _encode(self, count: int) -> None:
-        """Encode so many of the spans that have ended, if there are so many. Any threads may meet here."""
+        """Encode up to ``count`` of the spans that have ended. Several threads may do so at the same time."""
         ended = self._ended
         for _ in range(count):
             try:
@@ -178,18 +180,18 @@ class Sender:
                 encoded = self._encoder.encode(span)
                 if len(encoded[1]) > BATCH_BYTES:
                     self._say_what_is_cut(span, len(encoded[1]))
-                    encoded = self._encoder.encode(cutting.cut(span))
+                    encoded = self._encoder.encode(oversized_spans.cut(span))
             except Exception:
                 self._unencodable.add()
                 log.debug("a span cannot be encoded", exc_info=True)
                 continue
             size = len(encoded[1])
             self._queue.append(encoded)
-            # Approximate when threads meet here; the sender sets it right when it has caught up.
+            # Two threads at once may make the number wrong; the sender's thread sets it right when the queue is empty.
             self._queued_bytes += size
 
     def _say_what_is_cut(self, span: ReadableSpan, size: int) -> None:
-        """Say what happens to a span that no request can hold, the first time."""
+        """Warn, the first time, that a span is too large for a request and is cut."""
         write, self._has_cut = (log.debug if self._has_cut else log.warning), True
         write(
             "the span %.100r has %d bytes, more than a request may have: its long values are cut; "
@@ -199,14 +201,14 @@ class Sender:
         )
 
     def flush(self, timeout: float) -> bool:
-        """Send what is queued now; return at once where this sender has stopped.
+        """Send the queued spans now; return at once if this sender has stopped.
 
         Returns:
             Whether nothing was left after ``timeout`` seconds.
         """
-        # Of the same kind as the thread, see _running.
+        # A queue of the same kind as the thread, see _running.
         done: queue.SimpleQueue[None] = type(self._wake)()  # type: ignore[assignment]
-        # Before this thread looks whether the sender has stopped: stop() ends the waits that it finds here.
+        # This comes before the look at _too_late: stop() ends the waits that it finds in _flushes.
         self._flushes.add(done)
         self._wake.put(done)
         if self._stop_by is not None:
@@ -218,10 +220,10 @@ class Sender:
         return not self.counts().queued
 
     def rescue(self, timeout: float) -> None:
-        """Send what is queued from the calling thread, for a process that is about to be killed.
+        """Send the queued spans from the calling thread, for a process that is about to be killed.
 
-        Its own thread may wait for an answer, or be a greenlet whose hub is blocked. Does nothing while another thread
-        is at it, or this one is and was interrupted.
+        The sender's own thread may wait for an answer, or be a greenlet whose hub is blocked. Does nothing while
+        another call of this method is at work, be it in another thread or in this one, interrupted by a signal handler.
 
         Args:
             timeout: Seconds.
@@ -238,10 +240,11 @@ class Sender:
                 if batch and not self._deliver(self._rescue, batch, deadline):
                     return
         finally:
+            self._note_settled()
             self._rescuing.release()
 
     def stop(self, timeout: float) -> bool:
-        """Send what is queued and end the thread, for ``timeout`` seconds at most; 0 sends nothing more.
+        """Send the queued spans and end the thread, for ``timeout`` seconds at most; with 0, send nothing more.
 
         Returns:
             Whether every span that this process finished was delivered.
@@ -251,19 +254,21 @@ class Sender:
         try:
             self._book.exporter.wake()
             self._wake.put(None)
-            if timeout > 0 and self._running.acquire(timeout=timeout):
-                self._running.release()
-                if not self._last_failed:
-                    # What has ended since the thread looked for the last time.
-                    self.rescue(self._stop_by - time.monotonic())
+            # The lock is never released here. A signal handler may raise an exit between two steps, so that a release
+            # would be skipped, and the worker would then stop this sender again. That is why the thread itself says
+            # that it has ended.
+            if timeout > 0 and (self._has_ended or self._running.acquire(timeout=timeout)) and not self._last_failed:
+                # Send the spans that have ended since the thread looked for the last time.
+                self.rescue(self._stop_by - time.monotonic())
             if timeout > 0 and self._is_failing():
                 self.why_unsent = AFTER_FAILED_ATTEMPT
         except Exception:
-            # Who waits in flush() would wait for nothing. An exit that a signal handler raises is another matter: the
-            # worker stops this sender again then.
+            # Threads that wait in flush() must not wait for ever. An exit that a signal handler raises is not caught
+            # here, because the worker stops this sender again after it.
             self._give_up()
             raise
         self._give_up()
+        self._note_settled()
         return self.counts().delivered == self._finished.value()
 
     def too_late(self) -> int:
@@ -274,10 +279,10 @@ class Sender:
         return self._last_failed or self._book.exporter.is_failing
 
     def _give_up(self) -> None:
-        """Count what is left as lost, and what ends from now on; let those go on that wait in flush()."""
+        """Count as lost the spans that are left and those that end from now on; end the waits in flush()."""
         if self._too_late is None:
-            self._too_late = self._dropped.setdefault(TOO_LATE, _Count())
-        unsent = self._dropped.setdefault(self.why_unsent, _Count())
+            self._too_late = self._dropped.setdefault(TOO_LATE, Tally())
+        unsent = self._dropped.setdefault(self.why_unsent, Tally())
         for _ in range(_empty(self._queue) + _empty(self._ended)):
             unsent.add()
         self._let_flushes_return()
@@ -287,20 +292,15 @@ class Sender:
             done.put(None)
 
     def counts(self) -> Counts:
-        """Return what became of the spans so far."""
-        # Before `finished`, so that a span that ends meanwhile counts as queued.
+        """Return how many spans were finished, delivered and lost so far."""
+        # These are read before `finished`, so that a span that ends meanwhile counts as queued.
         books = [self._book] if self._rescue is None else [self._book, self._rescue]
         lost: Counter[str] = Counter()
         for book in books:
-            # A copy, in one step: the other thread may note a new reason meanwhile.
+            # dict() copies in one step of the interpreter: another thread may note a new reason meanwhile.
             lost.update(dict(book.lost))
         delivered = sum(book.delivered for book in books)
-        counted = {
-            "queue full": self._full,
-            "not encodable": self._unencodable,
-            **self._dropped,
-        }
-        for reason, count in counted.items():
+        for reason, count in dict(self._dropped).items():
             if value := count.value():
                 lost[reason] += value
         exporters = [book.exporter for book in books]
@@ -314,6 +314,22 @@ class Sender:
             sum(exporter.bytes_sent for exporter in exporters),
             sum(exporter.unanswered for exporter in exporters),
         )
+
+    def share_counts(self, counts: memoryview) -> None:
+        """Keep two numbers in memory that other processes can read, for the case that this process is killed.
+
+        Args:
+            counts: Two integers: how many spans have been finished, and of how many it is known what became of them.
+        """
+        now = self.counts()
+        counts[0], counts[1] = now.finished, now.finished - now.queued
+        self._ordinal = itertools.count(now.finished + 1).__next__
+        self._shared = counts
+
+    def _note_settled(self) -> None:
+        if self._shared is not None:
+            counts = self.counts()
+            self._shared[1] = counts.finished - counts.queued
 
     def _wake_once(self) -> None:
         if not self._is_woken:
@@ -331,17 +347,19 @@ class Sender:
                 asked, drain = None, True
             self._is_woken = False
             if time.monotonic() >= self._paused_until:
-                # The next spans are the probe.
+                # The next spans show whether the endpoint takes spans again.
                 self._dropping = None
             self._try_to_send(drain=drain)
-            # In a pause, a full queue is no reason to wake this thread with every span.
+            self._note_settled()
+            # In a pause, a full queue must not wake this thread with every span.
             self._is_woken = time.monotonic() < self._paused_until
             if asked is not None:
                 asked.put(None)
-        # What came while the last batch was under way.
+        # Send the spans that came while the last batch was under way.
         self._try_to_send(drain=True)
         self._book.exporter.close()
         self._let_flushes_return()
+        self._has_ended = True
         self._running.release()
 
     def _try_to_send(self, *, drain: bool) -> None:
@@ -355,19 +373,16 @@ class Sender:
         if drain:
             self._encode(len(self._ended))
         if not self._queue:
-            # Threads that met in put() may have left a remainder, which would count as a full queue for ever.
+            # Threads that met in _encode() may have left a wrong number, which would count as a full queue for ever.
             self._queued_bytes = 0
         while self._queue and (drain or len(self._queue) >= size or self._queued_bytes >= BATCH_BYTES):
             now = time.monotonic()
             stop_by = self._stop_by
-            if stop_by is not None and now >= stop_by:
-                return
-            if now < self._paused_until and stop_by is None:
+            if (stop_by is None and now < self._paused_until) or (stop_by is not None and now >= stop_by):
                 return
             batch = self._take(size)
-            if not batch:
-                return
-            if not self._deliver(self._book, batch, stop_by if stop_by is not None else now + self._settings.timeout):
+            deadline = now + self._settings.timeout if stop_by is None else stop_by
+            if not batch or not self._deliver(self._book, batch, deadline):
                 return
 
     def _take(self, size: int) -> list[EncodedSpan]:
@@ -381,9 +396,9 @@ class Sender:
                 if taken > BATCH_BYTES:
                     break
                 batch.append(queue.popleft())
-        except IndexError:  # no more, or somebody else has taken them
+        except IndexError:  # the queue is empty, or another thread has emptied it
             pass
-        # Not always exactly: a queue of many batches would be counted with each of them.
+        # The exact count is for short queues only: with many batches in the queue, each batch would count all again.
         backlog = len(queue) >= size
         self._queued_bytes = self._queued_bytes - _bytes(batch) if backlog else _bytes(list(queue))
         return batch
@@ -391,7 +406,7 @@ class Sender:
     def _deliver(self, book: _Book, batch: list[EncodedSpan], deadline: float) -> bool:
         """Send one batch; return whether to go on with the next."""
         answer = book.exporter.export(self._encoder.assemble(batch), len(batch), deadline)
-        # Spans that were taken are no failure, whatever else the answer said.
+        # If the endpoint took spans, the attempt has not failed, whatever else the answer said.
         self._last_failed = answer.cause is not None and not answer.accepted
         book.delivered += answer.accepted
         book.answered += answer.accepted > 0
@@ -400,7 +415,10 @@ class Sender:
         left = len(batch) - answer.accepted - answer.rejected
         if answer.cause is None or not left:
             return True
-        reason = "unconfirmed" if answer.unconfirmed else _reason(answer.cause)
+        # For the line of the log that tells how many spans were sent and lost.
+        reason = "API key refused" if answer.cause is Cause.KEY else answer.cause.name.lower().replace("_", " ")
+        if answer.unconfirmed:
+            reason = "unconfirmed"
         if answer.keep and self._too_late is None:
             self._queue.extendleft(reversed(batch))
             self._queued_bytes += _bytes(batch)
@@ -408,17 +426,14 @@ class Sender:
             return False
         book.lost[reason] += left
         if answer.pause:
-            self._drop_for(book, answer.pause, reason)
+            # Drop and count what is queued, and what ends during the pause.
+            self._paused_until = time.monotonic() + answer.pause
+            self._dropping = self._dropped.setdefault(reason, Tally())
+            book.lost[reason] += _empty(self._queue) + _empty(self._ended)
+            self._queued_bytes = 0
             if answer.cause is Cause.KEY and (key := self._new_api_key()) is not None:
                 book.exporter.set_api_key(key)
         return not answer.pause
-
-    def _drop_for(self, book: _Book, seconds: float, reason: str) -> None:
-        """Drop and count what is queued, and what ends within the next seconds."""
-        self._paused_until = time.monotonic() + seconds
-        self._dropping = self._dropped.setdefault(reason, _Count())
-        book.lost[reason] += _empty(self._queue) + _empty(self._ended)
-        self._queued_bytes = 0
 
 
 def _empty(spans: deque[Any]) -> int:
@@ -435,10 +450,3 @@ def _empty(spans: deque[Any]) -> int:
 
 def _bytes(spans: list[EncodedSpan]) -> int:
     return sum([len(data) for _, data in spans])
-
-
-def _reason(cause: Cause) -> str:
-    """Name a cause in a few words, for the line in which a worker says what became of its spans."""
-    if cause is Cause.KEY:
-        return "API key refused"
-    return cause.name.lower().replace("_", " ")

@@ -1,15 +1,15 @@
-"""The spans that this package itself makes of requests and queries: the SDK's, begun and ended in a third of the time.
+"""The spans that this package makes of requests and queries: the SDK's spans, begun and ended in a third of the time.
 
 The SDK checks and copies what it is given, because it may be given anything: each attribute, the sampler's answer, the
 whole span when it ends. Spans of ours are given fresh dicts of text and numbers. Such a span is of a subclass of the
-SDK's and has the same fields as one that the SDK has made (a template); what all of them have in common belongs to the
-class, and what most never need is made when it is asked for. Those fields are private: where they are not those that
-are known here, the SDK makes our spans as well.
+SDK's and has the same fields as one that the SDK has made (the template). Fields whose values are the same for all
+spans belong to the class, and a field that most spans never need is made when somebody asks for it. All these fields
+are private. Where the installed SDK has others, the SDK makes our spans as well; _span_class() finds that out.
 
 No lock is taken where nothing unusual is done: a signal handler may end the very span that it has interrupted.
 """
 
-# ruff: noqa: SLF001 - see above
+# ruff: noqa: SLF001 - this file and the encoder are the two that use the SDK's private fields
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, SpanLimits, SynchronousMultiSpanProcessor, Tracer, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import DEFAULT_TRACE_STATE, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
-from mackerel_otel_server.log import log
+from mackerel_otel_server.pipeline import unknown_sdk
+from mackerel_otel_server.process.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,11 +42,14 @@ if TYPE_CHECKING:
 _OURS: Final = "mackerel_otel_server"
 _ENOUGH: Final = 64
 """More attributes than a span of ours begins with."""
-# What differs from span to span.
+# The fields of a span that are set below.
 _FIELDS: Final = frozenset(
     {"_name", "_context", "_parent", "_kind", "_attributes", "_events", "_links", "_lock", "_start_time", "_end_time"}
     | {"_resource", "_status", "_span_processor", "_instrumentation_scope", "_instrumentation_info"}
 )
+_FIELDS_OF_ATTRIBUTES: Final = frozenset({"_dict", "_immutable", "dropped"})
+_LONGEST_WAIT: Final = 0.05
+"""Seconds. Nobody holds a span's lock for longer than microseconds, unless a signal handler has interrupted them."""
 _PLAIN: Final = frozenset((str, int, bool, float))
 _RANDOM: Final = 2
 """The flag of W3C Trace Context, level 2, that newer SDKs set: the trace id is a random number."""
@@ -55,12 +61,7 @@ _random_bits: Final = random.getrandbits
 
 
 class Provider(TracerProvider):
-    """The SDK's provider, whose tracers for this package are quicker.
-
-    Args:
-        is_sampled: Answers as the sampler does.
-        arguments: Those of the SDK's provider.
-    """
+    """The SDK's provider, but the tracers of this package are quicker. ``is_sampled`` answers as the sampler does."""
 
     def __init__(self, is_sampled: IsSampled, **arguments: Any) -> None:
         super().__init__(active_span_processor=_Processors(), **arguments)
@@ -75,13 +76,62 @@ class Provider(TracerProvider):
                 if self._span_class is None:
                     self._span_class = _span_class(tracer)
                 return _QuickTracer(tracer, self._span_class, self._is_sampled)
-            except Exception:
-                log.debug("the SDK's spans have other fields than those known here", exc_info=True)
+            except _LimitsError:
+                log.debug("the attributes of each span are to be cut, which the SDK does")
+            except Exception as error:
+                unknown_sdk.say_once(f"{type(error).__name__}: {error}")
         return tracer
 
 
+def sdk_difference() -> str | None:
+    """Return which private fields the installed SDK's spans lack; None where they have all that this file uses."""
+    # The sampler is given, because the SDK would read, and judge, the one in the environment.
+    provider = TracerProvider(sampler=ALWAYS_ON, resource=Resource.get_empty(), shutdown_on_exit=False)
+    tracer = provider.get_tracer(__name__)
+    # With OTEL_SDK_DISABLED, the tracer is one that does nothing.
+    if isinstance(tracer, Tracer):
+        try:
+            _QuickTracer(tracer, _span_class(tracer), lambda *_: True)
+        except _LimitsError:
+            return None
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
+def give_resource(span: Span, resource: Resource) -> bool:
+    """Make a span, which has just begun, one of another resource than its provider's.
+
+    Returns:
+        Whether the span has that resource now.
+    """
+    span._resource = resource
+    if span.resource is resource:
+        return True
+    unknown_sdk.say_once("a span does not get its resource from _resource")
+    return False
+
+
+def is_free(span: Any) -> bool:
+    """Tell whether a span of OpenTelemetry's SDK can be changed without waiting for ever.
+
+    A signal handler that waits for the calling thread may have interrupted the thread that holds the span's lock.
+    """
+    lock = getattr(span, "_lock", None)
+    if lock is None:
+        return True
+    if not lock.acquire(timeout=_LONGEST_WAIT):
+        return False
+    lock.release()
+    return True
+
+
+class _LimitsError(Exception):
+    """The operator has set limits that the SDK has to keep."""
+
+
 class _Processors(SynchronousMultiSpanProcessor):
-    """The SDK's, but as long as there is one processor, there is nothing between the spans and that one."""
+    """The SDK's list of processors; as long as it has one processor, spans call that processor directly."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -102,9 +152,10 @@ def _span_class(tracer: Tracer) -> type[QuickSpan]:
     """Return the class of the spans of a provider's tracers. It holds the fields that all these spans have in common.
 
     Raises:
-        Exception: The SDK's spans have other fields than those known here, or are to be cut.
+        _LimitsError: The attributes of each span are to be cut.
+        Exception: The SDK's spans have other fields than those known here.
     """
-    # As the SDK's start_span() makes it, but without starting it: no processor sees it.
+    # The same call as in the SDK's start_span(). The span is not started, so that no processor sees it.
     template = _Template(
         name="",
         context=SpanContext(1, 1, is_remote=False),
@@ -113,14 +164,15 @@ def _span_class(tracer: Tracer) -> type[QuickSpan]:
         limits=tracer._span_limits,
     )
     attributes: Any = template._attributes
-    if not (vars(template).keys() >= _FIELDS and vars(attributes).keys() >= {"_dict", "_immutable", "dropped"}):
-        raise AttributeError(f"{sorted(vars(template))}, {sorted(vars(attributes))}")
+    missing = _FIELDS - vars(template).keys() | _FIELDS_OF_ATTRIBUTES - vars(attributes).keys()
+    if missing:
+        raise AttributeError(f"no {', '.join(sorted(missing))}")
     ids = (1, 1, False, _FLAGS[0], DEFAULT_TRACE_STATE, True)
     if tuple(template._context or ()) != ids:
-        raise AttributeError(f"{template._context!r} holds something else")
+        raise AttributeError(f"other fields in {template._context!r}")
     limits = template._limits
     if limits.max_span_attribute_length is not None or (limits.max_span_attributes or _ENOUGH) < _ENOUGH:
-        raise ValueError("the attributes of each span are to be cut")
+        raise _LimitsError
     fields = {name: value for name, value in vars(template).items() if name not in _LATER}
     return type(QuickSpan.__name__, (QuickSpan,), {**fields, "_attributes_class": type(attributes)})
 
@@ -153,7 +205,7 @@ class _QuickTracer(trace.Tracer):
                 name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
             )
         flags = self._random
-        # An empty context, which is that of most requests, has no span.
+        # Most requests have an empty context, which has no span.
         parent = None if context is not None and not context else trace.get_current_span(context).get_span_context()
         if parent is not None and parent.is_valid:
             trace_id = parent.trace_id
@@ -184,16 +236,16 @@ class _QuickTracer(trace.Tracer):
 
 
 class _Template(Span):
-    """A span of the SDK, which has no way to make one but to start it."""
+    """A span of the SDK that can be made without a tracer; the SDK forbids that for its own class."""
 
 
 class QuickSpan(Span):
-    """A span of the SDK whose usual steps are shorter; anything unusual goes the SDK's way."""
+    """A span of the SDK whose usual methods are quicker. Whatever is unusual is left to the SDK's methods."""
 
-    _attributes: Any  # a dict as long as nothing unusual is in it
+    _attributes: Any  # a dict, or the SDK's attributes after something unusual was set
     _attributes_class: Any
     _is_open: bool
-    # The SDK's are functions of Python.
+    # The SDK's properties are Python functions; these are not, and quicker.
     kind = property(attrgetter("_kind"))
     parent = property(attrgetter("_parent"))
     resource = property(attrgetter("_resource"))
@@ -204,7 +256,7 @@ class QuickSpan(Span):
         make = _LATER.get(name)
         if make is None:
             raise AttributeError(name)
-        # Of several threads that ask at once, all get the first one's.
+        # Several threads that ask at once get the same object.
         return vars(self).setdefault(name, make(self._limits))
 
     def get_span_context(self) -> SpanContext:
@@ -225,7 +277,7 @@ class QuickSpan(Span):
             attributes[key] = value
             if attributes is self._attributes:
                 return
-            # Another thread had something unusual to set.
+            # Another thread has replaced the dict meanwhile.
         self._be_usual()
         super().set_attribute(key, value)
 
@@ -235,7 +287,7 @@ class QuickSpan(Span):
         super().set_attributes(attributes)
 
     def _be_usual(self) -> None:
-        """Have the SDK's own attributes, which check, copy and count."""
+        """Replace the dict by the SDK's attributes, which check, copy and count."""
         attributes = self._attributes
         if type(attributes) is not dict:
             return
@@ -256,7 +308,7 @@ class QuickSpan(Span):
     def end(self, end_time: int | None = None) -> None:
         """End the span, the first time this is called; see the API."""
         try:
-            # One step: whoever does it ends the span, be it a thread or a signal handler.
+            # This is one step of the interpreter: of several threads and signal handlers, one ends the span.
             del self._is_open
         except AttributeError:
             if self._end_time is not None:
@@ -265,7 +317,7 @@ class QuickSpan(Span):
         self._end_time = time_ns() if end_time is None else end_time
         if type(self._attributes) is not dict:
             self._attributes._immutable = True
-        # The span itself, not a copy: it does not change any more.
+        # The SDK makes a copy for this. None is needed, because the span does not change any more.
         self._span_processor.on_end(self)
 
 

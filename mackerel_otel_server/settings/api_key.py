@@ -1,4 +1,4 @@
-"""The API key. It is in no message."""
+"""The API key. No message shows it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from mackerel_otel_server.settings import catalogue
 from mackerel_otel_server.settings.masking import Secret
-from mackerel_otel_server.settings.shown import may_be_key
+from mackerel_otel_server.settings.problems import TRACING_IS_OFF, Problem
+from mackerel_otel_server.settings.shown_value import may_be_key
 
 if TYPE_CHECKING:
     from mackerel_otel_server.settings.reader import Reader
@@ -21,7 +22,7 @@ def read_api_key(source: Reader, key_in_headers: str, headers_name: str) -> str 
     Args:
         source: The variables.
         key_in_headers: The value of the header ``Mackerel-Api-Key`` in the variable for headers, or empty.
-        headers_name: That variable's name.
+        headers_name: The name of the variable for headers.
     """
     name, key = source.raw(catalogue.API_KEY)
     if key:
@@ -33,7 +34,8 @@ def read_api_key(source: Reader, key_in_headers: str, headers_name: str) -> str 
         return _checked(source, headers_name, key_in_headers)
     source.problem(
         catalogue.API_KEY.name,
-        "there is no API key and no Collector: set MACKEREL_APIKEY to an API key of your Mackerel organization that "
+        "there is no API key and no Collector",
+        "set MACKEREL_APIKEY to an API key of your Mackerel organization that "
         "has write permission, or OTEL_EXPORTER_OTLP_ENDPOINT to the URL of a Collector",
     )
     return None
@@ -47,20 +49,21 @@ def _from_file(source: Reader, name: str, file: str) -> str | None:
         if may_be_key(file):
             source.problem(
                 name,
-                f"{name} names no file that is there (its value is not shown, it may be the API key itself); type "
-                f"{catalogue.API_KEY.name}= and the key, or {name}= and the full name of a file that holds it",
+                f"{name} names no file that is there (its value is not shown, it may be the API key itself)",
+                f"type {catalogue.API_KEY.name}= and the key, or {name}= and the full name of a file that holds it",
             )
-            return None
-        source.problem(
-            name,
-            f"{name}={file!r} cannot be read ({reason}); name a file that the server's user may read "
-            "and that holds the API key",
-        )
+        else:
+            source.problem(
+                name,
+                f"{name}={file!r} cannot be read ({reason})",
+                "name a file that the server's user may read and that holds the API key",
+            )
         return None
     if not key:
         source.problem(
             name,
-            f"{name}={file!r} is empty; write the API key into it, or where systemd has made it, into the file that "
+            f"{name}={file!r} is empty",
+            "write the API key into it, or where systemd has made it, into the file that "
             "the unit's LoadCredential= names, and restart",
         )
         return None
@@ -68,23 +71,26 @@ def _from_file(source: Reader, name: str, file: str) -> str | None:
 
 
 def read_key_file(file: Path) -> str:
-    """Read a file of text that is all there."""
+    """Read a regular file of text."""
     if not stat.S_ISREG(file.stat().st_mode):
-        # A pipe would be read once, by the arbiter, or never end.
+        # A pipe gives its content once, to the arbiter, and nothing to the workers; a device may have no end.
         raise OSError(errno.EINVAL, "it is no regular file")
     return file.read_text(encoding="utf-8")
 
 
 def _checked(source: Reader, name: str, key: str) -> str | None:
-    """Refuse what cannot be a header's value."""
-    if any(character.isspace() for character in key):
-        source.problem(
-            name,
-            f"{name} holds white space or a line break within its {len(key)} characters: that is not an API key; "
-            "copy it again from Mackerel, without quotes and spaces",
-        )
-        return None
-    if not (key.isascii() and key.isprintable()):
-        source.problem(name, f"{name} holds characters that no API key has; copy it again from Mackerel")
+    if problem := unusable(name, key):
+        source.add(problem)
         return None
     return key
+
+
+def unusable(name: str, key: str) -> Problem | None:
+    """Return what is wrong with a key that cannot be a header's value."""
+    if any(character.isspace() for character in key):
+        seen = f"{name} holds white space or a line break within its {len(key)} characters: that is not an API key"
+        return Problem(name, seen, TRACING_IS_OFF, "copy it again from Mackerel, without quotes and spaces")
+    if not (key.isascii() and key.isprintable()):
+        seen = f"{name} holds characters that no API key has"
+        return Problem(name, seen, TRACING_IS_OFF, "copy it again from Mackerel")
+    return None

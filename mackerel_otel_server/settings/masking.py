@@ -1,31 +1,37 @@
-"""Secrets in the words of others: a far end that quotes a request, an exception, a file that is read."""
+"""Hide known secrets in texts that others wrote: a far end that quotes a request, an exception, a file."""
 
 from __future__ import annotations
 
 import base64
 import re
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-MARK: Final = "***"
+MARK: Final = "****"
+"""It stands for a secret of any length."""
 SHORTEST_PART: Final = 8
-"""Characters of what may be a secret; a common word shall not vanish from all sentences."""
+"""Characters that a part of a value must have to be hidden as a secret: a common word must stay readable."""
 _SHORTEST: Final = 4
 _NAMED: Final = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
-_PIECE: Final = re.compile(
-    r"%(?:25)*(?P<percent>[0-9a-f]{2})|\\x(?P<byte>[0-9a-f]{2})|\\u(?P<json>[0-9a-f]{4})"
-    r"|&\#x(?P<html>[0-9a-f]{1,5});|&\#(?P<decimal>[0-9]{1,6});|&(?P<named>amp|lt|gt|quot|apos);"
-    r"|(?P<end>\\[nrt])|(?P<plain>.)",
-    re.IGNORECASE | re.DOTALL,
+_BROKEN: Final = r"%(?:\s*2\s*5)*\s*(?P<percent>[0-9a-f]\s*[0-9a-f])"
+"""A percent-encoded character, also with a line break in its middle."""
+_HAS_BROKEN: Final = re.compile(_BROKEN, re.IGNORECASE)
+_PIECE, _PIECE_OR_BROKEN = (
+    re.compile(
+        rf"{percent}|\\x(?P<byte>[0-9a-f]{{2}})|\\u(?P<json>[0-9a-f]{{4}})"
+        r"|&\#x(?P<html>[0-9a-f]{1,5});|&\#(?P<decimal>[0-9]{1,6});|&(?P<named>amp|lt|gt|quot|apos);"
+        r"|(?P<end>\\[nrt])|(?P<plain>.)",
+        re.IGNORECASE | re.DOTALL,
+    )
+    for percent in (r"%(?:25)*(?P<percent>[0-9a-f]{2})", _BROKEN)
 )
-"""A character as URLs, JSON, Python and HTML may write it."""
+"""One character, in each way in which URLs, JSON, Python and HTML write it."""
 
 
 class Secret(str):
-    """A text that no debugger and no traceback with the values of variables shows."""
+    """A text whose repr hides it: a debugger, or a traceback with the values of variables, shows the mark."""
 
     __slots__ = ()
 
@@ -37,12 +43,12 @@ class Mask:
     """Hide secrets in a text, in whatever case and encoding, also where lines are broken within them.
 
     Args:
-        secrets: Those of fewer than four characters are not looked for.
+        secrets: A secret of fewer than four characters is not hidden.
     """
 
     def __init__(self, secrets: Iterable[str | None]) -> None:
         given = {secret for secret in secrets if secret and len(secret) >= _SHORTEST}
-        # As it looks where the bytes of UTF-8 are taken for Latin-1.
+        # Some programs read the bytes of UTF-8 as Latin-1: this is what they print.
         given |= {one.encode("utf-8", "surrogatepass").decode("latin-1") for one in given}
         found = {
             ("".join(piece[0] for piece in pieces), all(piece[0] for piece in pieces)) for pieces in map(_pieces, given)
@@ -56,11 +62,16 @@ class Mask:
 
         Args:
             text: What somebody said.
-            is_cut: It may end within a secret.
+            is_cut: The text was cut off, so it may end in the middle of a secret.
         """
         if not self._secrets or not text:
             return text
-        pieces = _pieces(text)
+        text = self._hide(text, _pieces(text), is_cut=is_cut)
+        if not _HAS_BROKEN.search(text):
+            return text
+        return self._hide(text, _pieces(text, _PIECE_OR_BROKEN), is_cut=is_cut)
+
+    def _hide(self, text: str, pieces: list[tuple[str, int, int]], *, is_cut: bool) -> str:
         owners = [index for index, piece in enumerate(pieces) for _ in piece[0]]
         plain = "".join(piece[0] for piece in pieces)
         hidden = bytearray(b" " * len(text))
@@ -75,7 +86,7 @@ class Mask:
             begin = plain.find(secret)
             while begin >= 0:
                 end = begin + len(secret)
-                # A short one may stand by chance where a word ends and the next begins.
+                # The letters of a short secret may meet by chance, at the end of one word and the start of the next.
                 is_apart = owners[end - 1] - owners[begin] >= len(set(owners[begin:end]))
                 if len(secret) >= SHORTEST_PART or not (is_whole and is_apart):
                     yield begin, end
@@ -85,13 +96,13 @@ class Mask:
                 yield len(plain) - rest, len(plain)
 
 
-def _pieces(text: str) -> list[tuple[str, int, int]]:
+def _pieces(text: str, pattern: re.Pattern[str] = _PIECE) -> list[tuple[str, int, int]]:
     """Return what each character means, and from where to where it is written.
 
-    White space, plus signs, which mean blanks in a query, and backslashes, which precede other characters, mean
-    nothing: they may be there or not.
+    White space, a plus sign (a blank in a query) and a backslash (it stands before other characters) have an empty
+    meaning, so a secret is found with and without them.
     """
-    return [(_meaning(found), *found.span()) for found in _PIECE.finditer(text)]
+    return [(_meaning(found), *found.span()) for found in pattern.finditer(text)]
 
 
 def _meaning(found: re.Match[str]) -> str:
@@ -101,9 +112,10 @@ def _meaning(found: re.Match[str]) -> str:
     if kind == "plain":
         character = written
     elif kind == "named":
-        character = _NAMED[written.lower()]
+        # A pattern that ignores case takes some characters for an ASCII letter that lower() leaves as they are.
+        character = _NAMED.get(written.lower(), written)
     else:
-        character = chr(int(written, 10 if kind == "decimal" else 16))
+        character = chr(int("".join(written.split()), 10 if kind == "decimal" else 16))
     if character.isspace() or character in "+\\":
         return ""
     if kind in ("percent", "byte"):
@@ -112,7 +124,7 @@ def _meaning(found: re.Match[str]) -> str:
 
 
 def of_header(value: str) -> Iterator[str]:
-    """Yield what of a header's value somebody may repeat: credentials without their scheme, and decoded."""
+    """Yield the parts of a header's value that somebody may repeat, such as the password of ``Basic`` credentials."""
     yield value
     yield from (part for part in re.split(r"[\s,;=]+", value) if len(part) >= SHORTEST_PART)
     scheme, _, credentials = value.strip().partition(" ")
@@ -129,17 +141,9 @@ def of_header(value: str) -> Iterator[str]:
 
 
 def is_token(user: str, password: str) -> bool:
-    """Tell whether the name of a user is a secret itself, as that of ``token:`` or of ``token:x-oauth-basic``."""
+    """Tell whether the user's name is the secret, such as in ``token:`` and ``token:x-oauth-basic``."""
     return (
         len(password) < _SHORTEST
         or password.startswith("x-")
         or (len(user) >= SHORTEST_PART and any(map(str.isdecimal, user)))
     )
-
-
-def of_query(query: str) -> Iterator[str]:
-    """Yield the values of a URL's query, and the query itself."""
-    yield query
-    for item in re.split("[&;]", query):
-        name, equals, value = item.partition("=")
-        yield unquote(value if equals else name)

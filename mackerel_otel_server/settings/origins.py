@@ -1,25 +1,26 @@
-"""The effective settings as an operator may see them, each with where it comes from; not imported by a worker."""
+"""The settings in force, each with its origin, as an operator may see them. No worker imports this."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.settings import Arguments, Settings, understand
+from mackerel_otel_server.settings import Arguments, Problem, Settings, understand
 from mackerel_otel_server.settings import catalogue as c
 from mackerel_otel_server.settings.destination import API_KEY_HEADER
 from mackerel_otel_server.settings.identity import guessed_name
+from mackerel_otel_server.settings.masking import MARK
 from mackerel_otel_server.settings.reader import Reader
-from mackerel_otel_server.settings.shown import shown
-from mackerel_otel_server.settings.urls import CLOAK, without_credentials
+from mackerel_otel_server.settings.shown_value import shown
+from mackerel_otel_server.settings.urls import without_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 DEFAULT: Final = "default"
 INSTRUMENT: Final = "instrument()"
 _NOT_USED: Final = " (not used)"
-# What the SDK takes where a limit is not set.
+# The general limit that the SDK takes where a special one is not set.
 # https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/#attribute-limits
 _GENERAL_LIMITS: Final = {
     c.SPAN_ATTRIBUTE_LENGTH: c.ATTRIBUTE_LENGTH,
@@ -34,9 +35,9 @@ class Shown:
     """One setting."""
 
     name: str
-    """The variable that goes first of those that give it, or the attribute's name."""
+    """The first name of the variable, or the name of the attribute."""
     value: str
-    """What is in force, empty for nothing; secrets are cloaked."""
+    """The value in force, empty where there is none; a secret is hidden."""
     origin: str
     """The variable as it was typed, ``instrument()``, ``the server's application``, ``the script``, or ``default``."""
 
@@ -46,10 +47,10 @@ class Description:
     """All settings, and what is wrong with them."""
 
     settings: tuple[Shown, ...]
-    """In the order of the catalogue. A value with a problem is shown as it was typed."""
-    problems: tuple[str, ...]
-    """As in SettingsError: with any, nothing is in force."""
-    warnings: tuple[str, ...]
+    """All, in the order of the catalogue. A value that has a problem is shown as it was typed."""
+    problems: tuple[Problem, ...]
+    """As in SettingsError. If there is one, nothing is in force."""
+    warnings: tuple[Problem, ...]
 
 
 def describe(
@@ -58,20 +59,22 @@ def describe(
     application: str | None = None,
     *,
     script: str | None = None,
+    frameworks: Collection[str] = (),
 ) -> Description:
-    """Say what is in force and why, also when there are problems.
+    """Return what is in force and where it comes from, also when there are problems.
 
     Args:
         environ: The variables.
         arguments: What the application gives to ``instrument()``.
         application: What the server is told to serve (``mysite.wsgi:application``), where that is known.
         script: ``sys.argv[0]`` of the process that is traced, where that is known.
+        frameworks: As for read(). Their variables are shown after those of the catalogue that exclude URLs.
     """
     source, arguments = Reader(environ), arguments or Arguments()
-    settings = understand(source, arguments, application, script)
+    settings = understand(source, arguments, application, script, frameworks)
     problems, warnings = tuple(source.problems), tuple(source.warnings)
     found: list[Shown] = []
-    for variable in c.CATALOGUE:
+    for variable in c.with_frameworks(frameworks):
         if variable is c.RESOURCE_ATTRIBUTES:
             found += _attributes(source, settings, arguments)
         elif variable is c.SERVICE_NAME:
@@ -107,7 +110,7 @@ def _unset(variable: c.Variable, source: Reader, settings: Settings) -> tuple[st
 
 def _effective(variable: c.Variable, typed: str, source: Reader, settings: Settings) -> str:
     if variable is c.HEADERS:
-        return ",".join(f"{name}={CLOAK}" for name in source.pairs(variable))
+        return ",".join(f"{name}={MARK}" for name in source.pairs(variable))
     if variable is c.ENDPOINT:
         return without_credentials(settings.endpoint) or without_credentials(typed) + _NOT_USED
     if variable in (c.HTTPS_PROXY, c.HTTP_PROXY):
@@ -124,7 +127,8 @@ def _effective(variable: c.Variable, typed: str, source: Reader, settings: Setti
         c.SHUTDOWN_TIMEOUT: f"{settings.shutdown_timeout:g}",
         c.SDK_DISABLED: typed.lower(),
     }
-    return values.get(variable, typed)
+    # Settings has no problem for a wrong word in a list that it only passes on.
+    return values.get(variable, shown(variable, typed) if variable.words else typed)
 
 
 def _api_key(source: Reader, settings: Settings) -> tuple[str, str]:
@@ -136,7 +140,7 @@ def _api_key(source: Reader, settings: Settings) -> tuple[str, str]:
         name = source.first(c.HEADERS)[0]
         if API_KEY_HEADER.lower() not in map(str.lower, source.pairs(c.HEADERS)):
             return "", DEFAULT
-    return (CLOAK if settings.api_key or name in source.wrong else f"{CLOAK} (not sent)"), name
+    return (MARK if settings.api_key or name in source.wrong else f"{MARK} (not sent)"), name
 
 
 def _attributes(source: Reader, settings: Settings, arguments: Arguments) -> Iterator[Shown]:

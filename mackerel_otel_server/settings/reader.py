@@ -1,58 +1,71 @@
-"""The variables of one environment, each as the kind of value that it stands for."""
+"""One environment: each variable as the kind of value that it stands for."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from mackerel_otel_server.settings.catalogue import URLS
 from mackerel_otel_server.settings.masking import Secret
-from mackerel_otel_server.settings.shown import shown
+from mackerel_otel_server.settings.problems import TRACING_IS_OFF, Problem
+from mackerel_otel_server.settings.shown_value import shown
 
 if TYPE_CHECKING:
     from mackerel_otel_server.settings.catalogue import Variable
 
 _LARGEST: Final = 10**9
-"""Of any number: what is larger, or infinite, is a mistake, and more than a thread can wait."""
+"""The largest number that any variable may have: a larger one is a mistake, and no thread can wait that long."""
 # RFC 9110, 5.1 and 5.5.
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 class Reader:
-    """Reads what is in the catalogue, and collects what is wrong instead of stopping at the first."""
+    """Read variables of the catalogue, and collect what is wrong with them instead of stopping at the first."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self.problems: list[str] = []
-        self.warnings: list[str] = []
+        self.problems: list[Problem] = []
+        self.warnings: list[Problem] = []
         self.wrong: set[str] = set()
         """The variables that have a problem of their own."""
 
-    def problem(self, name: str, sentence: str) -> None:
-        """Note what is wrong with a variable, once."""
-        self.wrong.add(name)
-        if sentence not in self.problems:
-            self.problems.append(sentence)
+    def problem(self, name: str, seen: str, cure: str) -> None:
+        """Note that a variable has a value with which nothing can be traced."""
+        self.add(Problem(name, seen, TRACING_IS_OFF, cure))
+
+    def add(self, problem: Problem) -> None:
+        """Note a problem, once."""
+        self.wrong.add(problem.variable)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def warning(self, name: str, seen: str, follows: str, cure: str) -> None:
+        """Note what an operator hardly wants, although it is traced that way."""
+        self.warnings.append(Problem(name, seen, follows, cure))
 
     def raw(self, variable: Variable) -> tuple[str, str]:
-        """Return name and value of the first that is set, white space included."""
+        """Return name and value of the first name that is set, with the white space around the value."""
         for name in variable.names:
             if value := self._environ.get(name, ""):
                 return name, _kept(variable, value)
         return variable.names[-1], ""
 
     def first(self, variable: Variable) -> tuple[str, str]:
-        """Return name and value of the first that is set, or the last name and an empty value.
+        """Return name and value of the first name that is set, or the last name and an empty value.
 
-        Without surrounding white space; empty equals unset.
+        The value has no white space around it. An empty value equals an unset one.
         """
         for name in variable.names:
-            if value := self._text(name, variable):
+            value = self._environ.get(name, "").strip()
+            # Bytes that are not UTF-8 arrive as lone surrogates (PEP 383). No exporter can encode those.
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                self.problem(name, f"{_given(variable, name, value)} is not UTF-8 text", "type it again")
+            elif value:
                 return name, _kept(variable, value)
         return variable.names[-1], ""
 
@@ -60,37 +73,24 @@ class Reader:
         """Return the value alone."""
         return self.first(variable)[1]
 
-    def _text(self, name: str, variable: Variable) -> str:
-        value = self._environ.get(name, "").strip()
-        if not _is_text(value):
-            self.problem(name, f"{_given(variable, name, value)} is not UTF-8 text; type it again")
-            return ""
-        return value
-
     def boolean(self, variable: Variable) -> None:
         """Check that it is true or false."""
         name, value = self.first(variable)
-        if value.lower() not in ("", "true", "false"):
+        if value.lower() not in ("", *variable.words):
             self.problem(
-                name, f"{seen(variable, name, value)} is neither true nor false; type one of them, or unset it"
+                name, f"{seen(variable, name, value)} is neither true nor false", "type one of them, or unset it"
             )
 
-    def integer(self, variable: Variable, *, minimum: int, default: int | None = None) -> int:
-        """Read a whole number; the default is the catalogue's where none is given."""
-        return int(self._number(variable, int, minimum, f"a whole number of at least {minimum}", default))
+    def integer(self, variable: Variable, *, default: int | None = None) -> int:
+        """Read a whole number. Without an argument, the default is that of the catalogue."""
+        return int(self._number(variable, int, "a whole number", default))
 
-    def number(self, variable: Variable, *, minimum: float) -> float:
+    def number(self, variable: Variable) -> float:
         """Read a number."""
-        return float(self._number(variable, float, minimum, f"a number of at least {minimum:g}", None))
+        return float(self._number(variable, float, "a number", None))
 
-    def _number(
-        self,
-        variable: Variable,
-        convert: Callable[[str], float],
-        minimum: float,
-        expected: str,
-        default: float | None,
-    ) -> float:
+    def _number(self, variable: Variable, convert: Callable[[str], float], kind: str, default: float | None) -> float:
+        minimum = variable.minimum or 0
         default = convert(variable.default or "0") if default is None else default
         name, value = self.first(variable)
         if not value:
@@ -101,34 +101,44 @@ class Reader:
             number = math.nan
         if not minimum <= number <= _LARGEST:
             unset = f"unset it for {default:g}" if variable.default else "unset it"
-            self.problem(name, f"{seen(variable, name, value)} is not {expected}; correct it, or {unset}")
+            self.problem(
+                name, f"{seen(variable, name, value)} is not {kind} of at least {minimum:g}", f"correct it, or {unset}"
+            )
             return default
         return number
 
-    def choice(self, variable: Variable, choices: tuple[str, ...]) -> str:
+    def choice(self, variable: Variable) -> str:
         """Read one of several words, whatever their case."""
         name, value = self.first(variable)
-        if value and value.lower() not in choices:
-            self.problem(name, f"{seen(variable, name, value)} is not known; type one of {', '.join(choices)}")
+        if value and value.lower() not in variable.words:
+            self.problem(
+                name, f"{seen(variable, name, value)} is not known", f"type one of {', '.join(variable.words)}"
+            )
         return value.lower() or variable.default
 
     def names(self, variable: Variable) -> tuple[str, ...]:
         """Read ``name,name``."""
         return tuple(filter(None, (part.strip() for part in self.text(variable).split(","))))
 
-    def pattern(self, *variables: Variable, flags: int = 0) -> re.Pattern[str] | None:
-        """Read ``regex,regex`` of all these variables, as OpenTelemetry Python has it: what any of them finds."""
-        parts = [(variable, part) for variable in variables for part in self.names(variable)]
-        if not all([self._is_pattern(*one) for one in dict.fromkeys(parts)]):  # noqa: C419 - all at once
+    def unknown_word(self, variable: Variable, unknown: Iterable[str], seen_is: str, cure: str) -> None:
+        """Note the words of a list that nobody knows, if there are any."""
+        if words := ", ".join(repr(shown(variable, word)) for word in unknown):
+            name, value = self.first(variable)
+            self.problem(name, f"{seen(variable, name, value)}: {words} {seen_is}", cure)
+
+    def pattern(self, variable: Variable, *, flags: int = 0) -> re.Pattern[str] | None:
+        """Read ``regex,regex``, as OpenTelemetry Python has it: what any of them finds."""
+        parts = self.names(variable)
+        if not all([self._is_pattern(variable, part) for part in dict.fromkeys(parts)]):  # noqa: C419 - all at once
             return None
-        return re.compile("|".join(part for _, part in parts), flags) if parts else None
+        return re.compile("|".join(parts), flags) if parts else None
 
     def _is_pattern(self, variable: Variable, part: str) -> bool:
         try:
             re.compile(part)
         except re.error as error:
             name = variable.name
-            self.problem(name, f"{name}: {shown(variable, part)!r} is not a regular expression ({error}); correct it")
+            self.problem(name, f"{name}: {shown(variable, part)!r} is not a regular expression ({error})", "correct it")
             return False
         return True
 
@@ -143,38 +153,29 @@ class Reader:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "that is no name of a file"
             given = _given(variable, name, value)
-            self.problem(name, f"{given} cannot be read ({reason}); name a PEM file that this user may read")
+            self.problem(name, f"{given} cannot be read ({reason})", "name a PEM file that this user may read")
             return None
 
     def pairs(self, variable: Variable) -> dict[str, str]:
         """Read ``key=value,key=value`` with percent-encoded values, as the OpenTelemetry specification has it."""
         pairs: dict[str, str] = {}
-        variable_name, text = self.first(variable)
-        for item in filter(None, (part.strip() for part in text.split(","))):
+        variable_name = self.first(variable)[0]
+        for item in self.names(variable):
             key, equals, value = item.partition("=")
+            name, value = unquote(key.strip()), unquote(value.strip())
             if not equals or not key.strip():
                 given = "an item" if variable.secret else repr(shown(variable, item))
-                self.problem(
-                    variable_name,
-                    f"{variable_name}: {given} is not of the form key=value; separate items with commas",
-                )
+                wrong, cure = f"{given} is not of the form key=value", "separate items with commas"
+            # HTTP would refuse a wrong name or value later, in an error that shows it.
+            elif variable.secret and not _FIELD_NAME.fullmatch(name):
+                wrong = "the name of an item is not a header's (it is not shown, it may be a secret)"
+                cure = "type name=value,name=value without quotes"
+            elif variable.secret and not _FIELD_VALUE.fullmatch(value):
+                wrong, cure = f"the value of {name!r} holds a line break or a control character", "remove it"
+            else:
+                pairs[name] = _kept(variable, value)
                 continue
-            name, value = unquote(key.strip()), unquote(value.strip())
-            # Either would be refused on its way, in an error that shows it.
-            if variable.secret and not _FIELD_NAME.fullmatch(name):
-                self.problem(
-                    variable_name,
-                    f"{variable_name}: the name of an item is not a header's (it is not shown, it may be a secret); "
-                    "type name=value,name=value without quotes",
-                )
-                continue
-            if variable.secret and not _FIELD_VALUE.fullmatch(value):
-                self.problem(
-                    variable_name,
-                    f"{variable_name}: the value of {name!r} holds a line break or a control character; remove it",
-                )
-                continue
-            pairs[name] = _kept(variable, value)
+            self.problem(variable_name, f"{variable_name}: {wrong}", cure)
         return pairs
 
 
@@ -189,8 +190,3 @@ def _given(variable: Variable, name: str, value: str) -> str:
 
 def _kept(variable: Variable, value: str) -> str:
     return Secret(value) if variable.secret or variable in URLS else value
-
-
-def _is_text(value: str) -> bool:
-    # Bytes of the environment that are not UTF-8 arrive as lone surrogates (PEP 383), which no exporter can encode.
-    return not any("\ud800" <= character <= "\udfff" for character in value)

@@ -1,17 +1,27 @@
-"""What spans say about an exception, alike for requests and queries.
+"""What the span of a request or of a query says about an exception: an event, which Mackerel's Issues read.
 
-The names are those of https://opentelemetry.io/docs/specs/semconv/exceptions/exceptions-spans/, but for
-``exception.escaped``, which is deprecated. Mackerel's Issues read the event.
+The names are those of https://opentelemetry.io/docs/specs/semconv/exceptions/exceptions-spans/, without
+``exception.escaped``, which is deprecated.
 """
 
 from __future__ import annotations
 
 import traceback
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from mackerel_otel_server.process.log import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 EVENT = "exception"
 """The name of the event."""
 _LONGEST = {"exception.type": 1024, "exception.message": 4096, "exception.stacktrace": 32_768}
 """Characters. An exception's text may hold a whole document, which would make its span too large to be sent."""
+_MOST_CAUSES = 100
+_masks: WeakKeyDictionary[BaseException, Callable[[str], str]] = WeakKeyDictionary()
+"""Each exception of a query, and the function that takes the values which the query was given out of a text."""
 
 
 def type_name(error: BaseException) -> str:
@@ -21,8 +31,59 @@ def type_name(error: BaseException) -> str:
 
 
 def event_attributes(error: BaseException) -> dict[str, str]:
-    """Return the attributes of an exception event, within their limits. Never raises."""
-    return cut(words(error))
+    """Return the attributes of an exception event, within their limits. Never raises.
+
+    The values that a query was given appear neither in the words of the query's exception nor in those of an exception
+    that was raised because of it.
+    """
+    attributes = words(error)
+    if _masks:
+        causes = list(_causes(error))
+        masks = [mask for cause in causes if (mask := _mask_of(cause)) is not None]
+        for text in map(_message, causes if masks else ()):
+            masked = text
+            for mask in masks:
+                masked = mask(masked)
+            # Only the messages are masked, not the rest of the stack trace: a line number may look like a value.
+            if masked != text:
+                attributes = {name: value.replace(text, masked) for name, value in attributes.items()}
+    return cut(attributes)
+
+
+def note_mask(error: BaseException, mask: Callable[[str], str]) -> None:
+    """Hide values in the words of an exception wherever it appears, as long as it exists.
+
+    Args:
+        error: What a query has raised. Exceptions of Python itself take no weak reference, and are not remembered.
+            Neither are those whose own ``__hash__`` fails.
+        mask: Returns a text without the values. Must not raise.
+    """
+    try:
+        _masks[error] = mask
+    except Exception:
+        log.debug("%s cannot be remembered", type(error))
+
+
+def _mask_of(error: BaseException) -> Callable[[str], str] | None:
+    try:
+        return _masks.get(error)
+    except Exception:
+        # The exception takes no weak reference, or its own __hash__ or __eq__ fails.
+        return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that its stack trace shows before it."""
+    found: BaseException | None = error
+    for _ in range(_MOST_CAUSES):
+        if found is None:
+            return
+        yield found
+        try:
+            found = found.__cause__ or found.__context__
+        except Exception:
+            # The exception's own property fails. The stack trace has no words of the causes then, either.
+            return
 
 
 def cut(attributes: dict[str, str]) -> dict[str, str]:
@@ -49,7 +110,7 @@ def _message(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:
-        # Its __str__ fails.
+        # The exception's own __str__ fails.
         return "?"
 
 
@@ -57,5 +118,5 @@ def _stacktrace(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error))
     except Exception:
-        # A notes attribute, a cause or a source file that traceback cannot read.
+        # The exception has notes, a cause or a source file that traceback cannot read.
         return "?"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mackerel_otel_server.log import log
+from mackerel_otel_server.process.log import log
+from mackerel_otel_server.tracing import warn_once
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
 GROUP = "opentelemetry_instrumentor"
 
 _loaded: set[str] = set()
-"""Modules of instrumentations that were imported here; others are in the application's hands."""
+"""Modules of instrumentations that were imported here. The application applies those that it imports itself."""
 
 
-def apply(entry_point: EntryPoint, **options: Any) -> str | None:
+def apply(entry_point: EntryPoint, follows: str, **options: Any) -> bool:
     """Apply an instrumentation whose library has been imported.
 
     An instrumentation that the application's own code has imported is left to that code. Where that code comes later,
@@ -24,12 +25,37 @@ def apply(entry_point: EntryPoint, **options: Any) -> str | None:
 
     Args:
         entry_point: Of the group ``opentelemetry_instrumentor``.
+        follows: What follows where it does not work, for the warning.
         options: For the instrumentor's ``instrument()``.
 
     Returns:
-        Why it does not work, or None. Never raises.
+        Whether the library is in the hands of the instrumentation. Never raises.
     """
-    # Also while that import is under way: it is what imports the library, and has no instrumentor to offer yet.
+    cause = _apply(entry_point, options)
+    if cause is not None:
+        warn(entry_point, cause, follows)
+    return cause is None
+
+
+def warn(entry_point: EntryPoint, cause: str, follows: str) -> None:
+    """Say that an instrumentation does not work."""
+    write = warn_once.warn if _api_can_be_used() else log.debug
+    write("%s does not instrument %s (%s): %s", entry_point.value, entry_point.name, cause, follows)
+
+
+def _api_can_be_used() -> bool:
+    """Tell whether instrumentations can work at all; where not, the check of the settings is going to say why."""
+    try:
+        import opentelemetry.propagate  # noqa: F401 - it reads OTEL_PROPAGATORS
+    except Exception:
+        return False
+    return True
+
+
+def _apply(entry_point: EntryPoint, options: dict[str, Any]) -> str | None:
+    """Return why it does not work, or None."""
+    # Also while the application's import of the instrumentation is under way. That import imports the library, too, and
+    # has no instrumentor to offer yet.
     if entry_point.module in sys.modules and entry_point.module not in _loaded:
         log.debug("%s is left to the application, which imported it", entry_point.value)
         return None
@@ -41,8 +67,11 @@ def apply(entry_point: EntryPoint, **options: Any) -> str | None:
         if not isinstance(instrumentor, library.BaseInstrumentor):  # type: ignore[attr-defined, unused-ignore]
             instrumentor.instrument(**options)
         elif not instrumentor.is_instrumented_by_opentelemetry:
-            if conflict := _conflict(instrumentor):
-                return conflict
+            from opentelemetry.instrumentation.dependencies import get_dependency_conflicts
+
+            # Otherwise instrument() would log in every worker what is wrong with the library's version.
+            if conflict := get_dependency_conflicts(instrumentor.instrumentation_dependencies()):
+                return f"it refused: {conflict}"
             instrumentor.instrument(**options)
             if not instrumentor.is_instrumented_by_opentelemetry:
                 return "it refused, see its own message"
@@ -53,18 +82,11 @@ def apply(entry_point: EntryPoint, **options: Any) -> str | None:
     return None
 
 
-def _conflict(instrumentor: Any) -> str | None:
-    """Return what is wrong with the library's version; instrument() would log that, in every worker, and do nothing."""
-    from opentelemetry.instrumentation.dependencies import get_dependency_conflicts
-
-    conflict = get_dependency_conflicts(instrumentor.instrumentation_dependencies())
-    return f"it refused: {conflict}" if conflict else None
-
-
 def _give_way(instrumentor: Any) -> None:
-    """Let a later ``instrument()`` of the application's own code have its way; it would be refused as the second.
+    """Let the application's own code call ``instrument()`` later, with its own options.
 
-    An instrumentor's class has one instance, so an attribute of that instance is what such code calls.
+    An instrumentor refuses a second call, so the first one is undone before. An instrumentor's class has one instance,
+    so the application's code calls the attribute that is set here.
     """
 
     def instrument(*args: Any, **kwargs: Any) -> Any:

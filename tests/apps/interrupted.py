@@ -8,8 +8,8 @@ import time
 import stuck
 
 import mackerel_otel_server
-from mackerel_otel_server import watcher
-from mackerel_otel_server.tracing.inflight import Killing
+from mackerel_otel_server.servers import before_the_kill
+from mackerel_otel_server.tracing.requests.killed import Killing
 
 INTERRUPTIONS = 2000
 TIMEOUT = 10.0
@@ -19,7 +19,7 @@ def main():
     mackerel_otel_server.instrument()
     application = mackerel_otel_server.trace_wsgi(serve)
     killing = Killing("test.Killed", "killed")
-    watch = watcher.Watcher(())
+    watch = before_the_kill.Watcher(())
     interruptions = 0
     longest = 0.0
 

@@ -1,1 +1,1 @@
-"""What `check` looks at, and what it finds there."""
+"""What ``check`` looks at, and what it finds there."""

@@ -1,7 +1,8 @@
-"""What is installed here, and by whom each library is traced."""
+"""Which versions are installed here, and which package traces each library."""
 
 from __future__ import annotations
 
+import functools
 import platform
 import re
 import sqlite3
@@ -14,48 +15,27 @@ from typing import TYPE_CHECKING, Final
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion
 
-from mackerel_otel_server import __version__
 from mackerel_otel_server.cli import demo_server
-from mackerel_otel_server.cli.inspection import oldest
-from mackerel_otel_server.cli.inspection.findings import Finding
-from mackerel_otel_server.cli.inspection.variables import recording
+from mackerel_otel_server.cli.inspection.findings import Finding, fail, ok, warn
+from mackerel_otel_server.settings.environment import disabled_instrumentations, is_disabled
+from mackerel_otel_server.settings.parts import STANDARD_PACKAGES, are_standard
+from mackerel_otel_server.tracing import databases, frameworks, instrumentors
+from mackerel_otel_server.tracing.databases import drivers
+from mackerel_otel_server.tracing.libraries import known
+from mackerel_otel_server.tracing.older_than_tested import is_older
+from mackerel_otel_server.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
+
+    from mackerel_otel_server.tracing.framework import Framework
 
 _OURS: Final = "mackerel-otel-server"
-_GROUP: Final = "opentelemetry_instrumentor"
 _BASE: Final = ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-instrumentation")
 _SERVERS: Final = ("gunicorn", "gevent", "uvicorn", "uvicorn-worker", "tornado")
-_FRAMEWORKS: Final = {
-    "django": "Django", "flask": "Flask", "fastapi": "FastAPI", "starlette": "Starlette", "falcon": "Falcon",
-    "bottle": "Bottle", "pyramid": "Pyramid", "werkzeug": "Werkzeug",
-}  # fmt: skip
-"""Distribution -> its name. Their requests get server spans of ours."""
-_DRIVERS: Final = {
-    "mysqlclient": ("mysqlclient",),
-    "pymysql": ("PyMySQL",),
-    "mysql": ("mysql-connector-python", "mysql-connector"),
-    "psycopg2": ("psycopg2", "psycopg2-binary"),
-    "psycopg": ("psycopg",),
-    "pyodbc": ("pyodbc",),
-    "duckdb": ("duckdb",),
-}
-"""Entry point of a driver's own instrumentation -> the distributions that bring the driver."""
-_BY_DRIVERS: Final = "sqlalchemy"
-"""The entry point of an instrumentation whose queries are traced by their drivers as well."""
-_NOT_OFFERED: Final = frozenset(
-    {
-        *_FRAMEWORKS, *_DRIVERS, _BY_DRIVERS,  # traced without them
-        "asgi", "wsgi", "aiohttp-server", "tornado",  # servers
-        "click", "asyncclick",  # commands
-        "structlog", "system-metrics",  # no spans
-    }
-)  # fmt: skip
-"""Instrumentations that a look at an installation does not offer, and why."""
-_NO_LIBRARIES: Final = frozenset({"pydantic"})
-"""What OpenTelemetry's list names beside the library that an instrumentation is for, here tortoise-orm."""
+_BY_DRIVERS: Final = "its drivers"
 _UWSGI_SECONDS: Final = 10.0
 
 
@@ -66,7 +46,7 @@ class Version:
     name: str
     version: str
     traced_by: str = ""
-    """Empty where there is nothing to trace."""
+    """The package that traces it; empty for something that makes no spans, such as Python itself."""
 
 
 def gather(environ: Mapping[str, str]) -> list[Version]:
@@ -75,24 +55,28 @@ def gather(environ: Mapping[str, str]) -> list[Version]:
     Args:
         environ: For ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` and ``OTEL_SDK_DISABLED``.
     """
-    off = _switched_off(environ)
+    standard = are_standard(environ)
     found = [Version("Python", platform.python_version()), Version(_OURS, __version__)]
-    found += _installed(*_BASE, *_SERVERS)
+    found += [
+        Version("Gunicorn" if name == "gunicorn" else name, version)
+        for name in (*_BASE, *(STANDARD_PACKAGES if standard else ()), *_SERVERS)
+        if (version := _version(name))
+    ]
     if uwsgi := uwsgi_version():
         found.append(Version("uWSGI", uwsgi))
-    for name, shown in _FRAMEWORKS.items():
-        if version := _version(name):
-            found.append(Version(shown, version, _OURS))
-    found += [*_drivers(off), *_libraries(off)]
-    if recording.is_disabled(environ):
+    found += [
+        Version(framework.name, version, _of_requests(framework) if standard else _OURS)
+        for framework in frameworks.known()
+        if (version := _version(framework.distribution))
+    ]
+    off = disabled_instrumentations(environ)
+    found += [*_drivers(off, standard=standard), *_libraries(off)]
+    if is_disabled(environ):
         return [replace(one, traced_by="nobody (OTEL_SDK_DISABLED)") if one.traced_by else one for one in found]
     return found
 
 
-def _switched_off(environ: Mapping[str, str]) -> set[str]:
-    return {name.strip() for name in environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")}
-
-
+@functools.cache  # check() asks twice
 def uwsgi_version() -> str | None:
     """Return what the uWSGI of this environment, or else of PATH, says that it is."""
     command = demo_server.find("uwsgi")
@@ -114,12 +98,36 @@ def numbers(version: str | None) -> tuple[int, ...] | None:
     return tuple(int(part) for part in found[0].split(".")) if found else None
 
 
-def findings(versions: list[Version], environ: Mapping[str, str]) -> list[Finding]:
-    """Look for what is too old, and for instrumentations that do not fit their library, or are not there."""
-    return [*_too_old(versions), *oldest.findings(), *_conflicts(), *_missing(_switched_off(environ))]
+def findings(environ: Mapping[str, str]) -> list[Finding]:
+    """Look for versions that are too old, and for instrumentations that are missing or do not fit their library."""
+    return [
+        *_too_old(standard=are_standard(environ)),
+        *(() if are_standard(environ) else unknown_sdk()),
+        *_older_than_tested(),
+        *_conflicts(),
+        *_missing(disabled_instrumentations(environ)),
+    ]
 
 
-def _too_old(versions: list[Version]) -> Iterator[Finding]:
+def unknown_sdk() -> Iterator[Finding]:
+    """Ask the two files that use private fields of the SDK whether it is built as they know it."""
+    try:
+        from mackerel_otel_server.pipeline import encoder, spans  # not for the other commands
+
+        difference = spans.sdk_difference() or encoder.sdk_difference()
+    except Exception:
+        # OpenTelemetry does not start with a variable of this environment, as the findings about the variables say.
+        return
+    if difference is not None:
+        yield warn(
+            f"the spans of opentelemetry-sdk {_version('opentelemetry-sdk')} are not built as this package knows them "
+            f"({difference})",
+            "OpenTelemetry's own code makes and encodes spans: none is lost, but requests take longer",
+            "pip install -U mackerel-otel-server",
+        )
+
+
+def _too_old(*, standard: bool) -> Iterator[Finding]:
     try:
         own = metadata.distribution(_OURS)
     except metadata.PackageNotFoundError:
@@ -127,54 +135,71 @@ def _too_old(versions: list[Version]) -> Iterator[Finding]:
     supported = SpecifierSet(own.metadata["Requires-Python"])
     if not supported.contains(platform.python_version(), prereleases=True):
         yield _old("Python", platform.python_version(), str(supported), "run the server with a newer Python")
-    for text in own.requires or ():
-        wanted = Requirement(text)
-        # pyuwsgi is what the extra brings; the server that runs may come from elsewhere.
-        is_uwsgi = wanted.name == "pyuwsgi"
-        name = "uWSGI" if is_uwsgi else wanted.name
-        version = next((v.version for v in versions if v.name == name), None) or (None if is_uwsgi else _version(name))
-        plain = ".".join(map(str, numbers(version) or ())) if is_uwsgi else version
+    for wanted in map(Requirement, own.requires or ()):
+        # Left out is what only the tests of this package need, and what the settings have not chosen.
+        if any(f'extra == "{extra}"' in str(wanted.marker) for extra in ("dev", *(() if standard else ("standard",)))):
+            continue
+        name, version = wanted.name, _version(wanted.name)
+        plain = version
+        if name == "pyuwsgi":
+            # The extra `uwsgi` installs pyuwsgi, but the uWSGI that runs may come from elsewhere, such as Debian.
+            name, version = "uWSGI", uwsgi_version()
+            plain = ".".join(map(str, numbers(version) or ()))
         if version and plain and not wanted.specifier.contains(plain, prereleases=True):
             cure = f"pip install '{wanted.name}{wanted.specifier}'"
             yield _old(name, version, str(wanted.specifier), cure)
 
 
 def _old(name: str, version: str, wanted: str, cure: str) -> Finding:
-    return Finding("FAIL", f"{name} {version} is not supported ({wanted} is)", "tracing may not work at all", cure)
+    return fail(f"{name} {version} is not supported ({wanted} is)", "tracing may not work at all", cure)
+
+
+def _older_than_tested() -> Iterator[Finding]:
+    for name, oldest in {**frameworks.oldest(), **databases.oldest_releases()}.items():
+        with suppress(InvalidVersion):
+            installed = _version(name)
+            if installed and is_older(installed, oldest):
+                yield warn(
+                    f"{name} {installed} is older than {oldest}, the oldest release that this package is tested with",
+                    "spans may lack their route or their exception, or be missing",
+                    f"pip install '{name}>={oldest}'",
+                )
+
+
+@functools.cache
+def _instrumentations() -> dict[str, metadata.Distribution]:
+    """Return the installed instrumentations of OpenTelemetry that may be applied, by entry point."""
+    found = sorted(metadata.entry_points(group=instrumentors.GROUP), key=lambda point: point.name)
+    return {point.name: point.dist for point in found if point.dist and point.name not in frameworks.instrumentations()}
 
 
 def _conflicts() -> Iterator[Finding]:
-    for entry_point in metadata.entry_points(group=_GROUP):
-        dist = entry_point.dist
-        if dist is None or entry_point.name in _FRAMEWORKS:
-            continue
+    for name, dist in _instrumentations().items():
         try:
             conflict = _conflict(dist)
         except Exception as error:
-            yield Finding(
-                "WARN", f"{dist.name} has metadata that cannot be read ({error})", "", f"reinstall {dist.name}"
-            )
+            yield warn(f"{dist.name} has metadata that cannot be read ({error})", "", f"reinstall {dist.name}")
             continue
         if conflict is None:
             continue
         follows = {
             _OURS: "it is left out; the driver is traced by this package",
             _BY_DRIVERS: "it is left out; this package traces the queries by their drivers",
-        }.get(_instead(entry_point.name))
-        yield Finding(
-            "WARN",
+        }.get(_instead(name))
+        yield warn(
             f"{dist.name} {dist.version} does not fit what is installed: {conflict}",
-            follows or f"{entry_point.name} is not traced",
+            follows or f"{name} is not traced",
             f"pip uninstall {dist.name}" if follows else f"install versions that fit: pip install -U {dist.name}",
         )
 
 
+@functools.cache
 def _conflict(dist: metadata.Distribution) -> str | None:
     """Return which version is installed and which one an instrumentation takes, or None where it can be used."""
     from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
 
     conflict = get_dist_dependency_conflicts(dist)
-    # The oldest OpenTelemetry that we take knows of no alternatives.
+    # In the oldest supported OpenTelemetry, a conflict has no field found_any.
     found = conflict and (conflict.found or getattr(conflict, "found_any", None))
     if conflict is None or not found:
         return None
@@ -185,87 +210,87 @@ def _conflict(dist: metadata.Distribution) -> str | None:
 
 def _instead(name: str) -> str:
     """Return who traces a library whose own instrumentation cannot be used; empty: nobody does."""
-    if name in (*_DRIVERS, "sqlite3"):
+    if name in databases.names():
         return _OURS
-    return _BY_DRIVERS if name == _BY_DRIVERS else ""
+    return _BY_DRIVERS if known.about(name).by_drivers else ""
 
 
-def _missing(off: set[str]) -> Iterator[Finding]:
+def _missing(off: Collection[str]) -> Iterator[Finding]:
     """Name the libraries that this package would trace if their instrumentations were installed."""
-    names: set[str] = set()
-    packages: set[str] = set()
-    for library, package in _known_instrumentations():
-        name = package.name.removeprefix("opentelemetry-instrumentation-")
-        version = None if "*" in off or name in off or name in _NOT_OFFERED else _version(library.name)
-        fits = version is not None and library.specifier.contains(version, prereleases=True)
-        if fits and library.name not in _NO_LIBRARIES and _version(package.name) is None:
-            names.add(library.name)
-            packages.add(str(package))
-    if packages:
-        yield Finding(
-            "OK",
-            f"libraries without their OpenTelemetry instrumentation: {', '.join(sorted(names))}",
-            "their calls make no spans; with the instrumentation, each call makes one, and spans are billed",
-            "\n".join(
-                ["to see the calls of a library, type its line:", *(f"pip install {one}" for one in sorted(packages))]
-            ),
-        )
-
-
-def _known_instrumentations() -> Iterator[tuple[Requirement, Requirement]]:
-    """Return which instrumentation OpenTelemetry has for which library; ``opentelemetry-bootstrap`` reads that, too."""
     try:
+        # What OpenTelemetry has for which library; `opentelemetry-bootstrap` reads that, too.
         from opentelemetry.instrumentation.bootstrap_gen import libraries
     except ImportError:
         return
+    missing: set[tuple[str, str]] = set()
+    traced_without = frameworks.instrumentations() | databases.names()
     for one in libraries:
-        yield Requirement(one["library"]), Requirement(one["instrumentation"])
-
-
-def _installed(*names: str) -> list[Version]:
-    shown = {"gunicorn": "Gunicorn"}
-    return [Version(shown.get(name, name), version) for name in names if (version := _version(name))]
-
-
-def _drivers(off: set[str]) -> Iterator[Version]:
-    own = {entry_point.name: entry_point for entry_point in metadata.entry_points(group=_GROUP)}
-    for name, distributions in _DRIVERS.items():
-        installed = next((dist for dist in distributions if _version(dist)), None)
-        if installed:
-            yield Version(installed, _version(installed) or "", _by(name, own.get(name), off))
-    yield Version("sqlite3", sqlite3.sqlite_version, _by("sqlite3", own.get("sqlite3"), off))
-
-
-def _libraries(off: set[str]) -> Iterator[Version]:
-    """Return the other libraries, of which only the installed instrumentations tell."""
-    for entry_point in sorted(metadata.entry_points(group=_GROUP), key=lambda point: point.name):
-        if entry_point.name in _FRAMEWORKS or entry_point.name in (*_DRIVERS, "sqlite3"):
+        library, package = Requirement(one["library"]), Requirement(one["instrumentation"])
+        name = package.name.removeprefix("opentelemetry-instrumentation-")
+        if not known.about(name).is_offered or name in traced_without or {name, "*"} & set(off):
             continue
-        version = next(filter(None, map(_version, _names_of_library(entry_point))), None)
-        if version or entry_point.name in sys.stdlib_module_names:
-            yield Version(entry_point.name, version or "", _by(entry_point.name, entry_point, off))
+        version = _version(library.name)
+        fits = version is not None and library.specifier.contains(version, prereleases=True)
+        if fits and library.name != known.about(name).needs and _version(package.name) is None:
+            missing.add((library.name, str(package)))
+    if missing:
+        names, packages = (sorted(set(column)) for column in zip(*missing, strict=True))
+        yield ok(
+            f"libraries without their OpenTelemetry instrumentation: {', '.join(names)}",
+            "their calls make no spans; with the instrumentation, each call makes one, and spans are billed",
+            "\n".join(["to see the calls of a library, type its line:", *(f"pip install {one}" for one in packages)]),
+        )
 
 
-def _by(name: str, entry_point: metadata.EntryPoint | None, off: set[str]) -> str:
+def _drivers(off: Collection[str], *, standard: bool) -> Iterator[Version]:
+    for driver in drivers.DRIVERS:
+        by = _by(driver.name, off)
+        if standard and by == _OURS:
+            wraps = driver.takes_wrapped_connections
+            by = _instrumentation("dbapi") if wraps else "nobody (MACKEREL_OTEL_PARTS=standard)"
+        if not driver.distributions:
+            # sqlite3, the only driver that is a part of Python.
+            yield Version(driver.name, sqlite3.sqlite_version, by)
+        elif installed := next(filter(_version, driver.distributions), None):
+            yield Version(installed, _version(installed) or "", by)
+
+
+def _libraries(off: Collection[str]) -> Iterator[Version]:
+    """Return the other libraries, of which only the installed instrumentations tell."""
+    for name, dist in _instrumentations().items():
+        if name not in databases.names():
+            told = [Requirement(one).name for one in dist.requires or () if "instruments" in one]
+            # The distribution has the name of the instrumentation, else one of those in its metadata.
+            version = next(filter(None, map(_version, [name] if name in told else [name, *told])), None)
+            if version or name in sys.stdlib_module_names:
+                yield Version(name, version or "", _by(name, off))
+
+
+def _by(name: str, off: Collection[str]) -> str:
+    """Return who traces a library or a driver."""
     if name in off or "*" in off:
         return "nobody (OTEL_PYTHON_DISABLED_INSTRUMENTATIONS)"
-    if entry_point is None or entry_point.dist is None:
+    dist = _instrumentations().get(name)
+    if dist is None:
         return _OURS
     with suppress(Exception):  # of the metadata, which a finding tells
-        if _conflict(entry_point.dist):
-            instead = {_OURS: _OURS, _BY_DRIVERS: "its drivers"}.get(_instead(name))
-            return instead or f"nobody ({entry_point.dist.name} does not fit)"
-    return f"{entry_point.dist.name} {entry_point.dist.version}"
+        if _conflict(dist):
+            return _instead(name) or f"nobody ({dist.name} does not fit)"
+    return f"{dist.name} {dist.version}"
 
 
-def _names_of_library(entry_point: metadata.EntryPoint) -> list[str]:
-    """Return the distributions that an instrumentation may be for: that of its own name, else those of its metadata."""
-    told = [
-        Requirement(one).name for one in (entry_point.dist and entry_point.dist.requires) or () if "instruments" in one
-    ]
-    return [entry_point.name] if entry_point.name in told else [entry_point.name, *told]
+def _of_requests(framework: Framework) -> str:
+    """Return what traces the requests of a framework with MACKEREL_OTEL_PARTS=standard."""
+    return ", ".join(_instrumentation(name) for name in ("wsgi", "asgi") if getattr(framework, name)) or _OURS
 
 
+def _instrumentation(name: str) -> str:
+    """Return the package of OpenTelemetry that traces instead of this one with MACKEREL_OTEL_PARTS=standard."""
+    package = f"opentelemetry-instrumentation-{name}"
+    return f"{package} {_version(package) or '(missing)'}"
+
+
+@functools.cache
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

@@ -1,4 +1,4 @@
-"""What has been received and not been printed yet, in bounded memory: who reads the output may stop, as in a pager."""
+"""Spans that are not printed yet, in bounded memory: the reader of the output may pause, as a pager does."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from mackerel_otel_server.cli.text import counted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
+    from mackerel_otel_server.cli.receiver.received_spans import ReceivedSpan
 
-MOST_CHARACTERS = 8_000_000
-"""Of what the spans say that wait. As Python objects they need a few times as many bytes."""
-# A trace comes in parts within seconds: later ones of a trace that was left out belong to it. So many are remembered.
+MOST_BYTES = 20_000_000
+"""Bytes of memory that waiting spans may take. One request alone may take more; its size as sent bounds that."""
+# Traces that were left out are remembered, so many at most: later parts of them do not count as further traces.
 _MOST_REMEMBERED = 10_000
+_FEWER = "OTEL_TRACES_SAMPLER=parentbased_traceidratio with OTEL_TRACES_SAMPLER_ARG=0.1"
 
 
 @dataclass
@@ -30,18 +31,18 @@ class LeftOut:
     spans: int = 0
     refusals: int = 0
 
-    def __str__(self) -> str:
-        """Say it to the person who has started the program."""
+    def words(self, *, is_file: bool) -> str:
+        """Say it to the person who has started the program, whose output may be a file already."""
         what = []
         if self.spans:
             what.append(f"{counted(self.traces, 'trace')} ({counted(self.spans, 'span')})")
         if self.refusals:
             what.append(f"{counted(self.refusals, 'refused request')}")
         were = "was" if self.traces + self.refusals == 1 else "were"
-        return (
-            f"{' and '.join(what)} {were} not shown: they came faster than this output was read. To keep every span, "
-            "type: mackerel-otel-server receive --json > spans.jsonl"
-        )
+        told = f"{' and '.join(what)} {were} not shown: they came faster than this output was"
+        if is_file:
+            return f"{told} written. To lose none, let the application send fewer: {_FEWER}"
+        return f"{told} read. To keep every span, type: mackerel-otel-server receive --json > spans.jsonl"
 
 
 # Spans of one request, or what is to be said about one that was refused.
@@ -54,10 +55,12 @@ class Backlog:
     Without room, what comes is left out and counted until all that was kept has been taken: one gap, not a hundred.
     """
 
-    def __init__(self, *, most_characters: int = MOST_CHARACTERS) -> None:
-        self._most_characters = most_characters
+    def __init__(self, *, most_bytes: int = MOST_BYTES) -> None:
+        self._most_bytes = most_bytes
         self._events: deque[tuple[Event, int]] = deque()
-        self._characters = 0
+        # Bytes of the events that wait and of the one that was taken last, which is being printed; then of that alone.
+        self._bytes = 0
+        self._taken = 0
         self._remembered: dict[str, None] = {}
         self._stopped = False
         self._is_waited_for = False
@@ -65,13 +68,25 @@ class Backlog:
         # put() may be called from a signal handler, which may interrupt anything.
         self._wake: SimpleQueue[None] = SimpleQueue()
 
-    def add_spans(self, spans: Sequence[ReceivedSpan]) -> None:
-        """Add the spans of one request."""
-        self._add(spans, sum(span.size for span in spans))
-
-    def add_refusal(self, line: str) -> None:
-        """Add what is to be said about a request that was refused."""
-        self._add(line, len(line))
+    def add(self, event: Sequence[ReceivedSpan] | str) -> None:
+        """Add the spans of one request, or what is to be said about one that was refused."""
+        size = len(event) if isinstance(event, str) else sum(span.size for span in event)
+        with self._lock:
+            if self._stopped:
+                return
+            last = self._events[-1][0] if self._events else None
+            if isinstance(last, LeftOut):
+                self._leave_out(event, last)
+            elif self._bytes and self._bytes + size > self._most_bytes:
+                last = LeftOut()
+                self._events.append((last, 0))
+                self._leave_out(event, last)
+            else:
+                self._events.append((event, size))
+                self._bytes += size
+            if self._is_waited_for:
+                self._is_waited_for = False
+                self._wake.put(None)
 
     def stop(self) -> None:
         """Take nothing more; a signal handler may call this."""
@@ -79,11 +94,7 @@ class Backlog:
         self._wake.put(None)
 
     def take(self, timeout: float) -> Event | None:
-        """Return what came first; nothing, ``()``, when nothing came in time; None when all is taken after a stop.
-
-        Args:
-            timeout: Seconds to wait at most.
-        """
+        """Return what came first; ``()`` when nothing came in so many seconds; None when all is taken after a stop."""
         with self._lock:
             if self._events or self._stopped:
                 return self._first()
@@ -95,37 +106,16 @@ class Backlog:
             return self._first()
 
     def _first(self) -> Event | None:
+        self._bytes -= self._taken
+        self._taken = 0
         if not self._events:
             return None if self._stopped else ()
-        event, size = self._events.popleft()
-        self._characters -= size
+        event, self._taken = self._events.popleft()
         if isinstance(event, LeftOut):
             self._remembered.clear()
         return event
 
-    def _add(self, event: Sequence[ReceivedSpan] | str, size: int) -> None:
-        with self._lock:
-            if self._stopped:
-                return
-            if self._has_room(size):
-                self._events.append((event, size))
-                self._characters += size
-            else:
-                self._leave_out(event)
-            if self._is_waited_for:
-                self._is_waited_for = False
-                self._wake.put(None)
-
-    def _has_room(self, size: int) -> bool:
-        if not self._events:
-            return True
-        return not isinstance(self._events[-1][0], LeftOut) and self._characters + size <= self._most_characters
-
-    def _leave_out(self, event: Sequence[ReceivedSpan] | str) -> None:
-        last = self._events[-1][0]
-        if not isinstance(last, LeftOut):
-            last = LeftOut()
-            self._events.append((last, 0))
+    def _leave_out(self, event: Sequence[ReceivedSpan] | str, last: LeftOut) -> None:
         if isinstance(event, str):
             last.refusals += 1
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import re
 import resource
 import socket
@@ -14,45 +15,53 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 
-from mackerel_otel_server.log import log
+from mackerel_otel_server.process.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
     from email.message import Message
 
+    from typing_extensions import Self
+
+# Mackerel refuses requests over "6 MB": the smaller reading, so that what fits here fits there.
+MAX_BODY_BYTES = 6_000_000
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _MOST_TRAILERS = 100
+# Bytes of all headers together. http.server takes 65,536 for each of a hundred headers.
+_MOST_HEAD = 65_536
+# A body that is refused is read all the same when it is small, so that its connection can be kept.
+_SMALL_BODY = 65_536
+# So many large bodies are held at the same time at most.
+_MOST_LARGE_BODIES = 8
+# Seconds after which a client that is still sending its large body makes room for one that waits.
+_LARGE_BODY_SECONDS = 5.0
 _LINGER_SECONDS = 5.0
 _STOP_SECONDS = 2.0
-# More than the workers of one machine need: each of them keeps one. A thread each is what this server can afford.
-MOST_CONNECTIONS = 256
-_OUT_OF_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 class RefusedError(Exception):
-    """A request is answered with an error."""
+    """A request is answered with an error: with which HTTP status, and why."""
 
     def __init__(self, status: int, message: str) -> None:
-        """Say with which HTTP status and why."""
         super().__init__(message)
         self.status = status
         self.message = message
 
 
-@dataclass(frozen=True)
-class Request:
-    """One request; ``unreadable`` instead of a body when that is too large or badly framed."""
+@dataclass
+class HttpRequest:
+    """One request; ``refused`` says why its body was not read, or not to its end."""
 
     method: str
     path: str
     headers: Message[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
-    unreadable: RefusedError | None
+    body: bytes = field(default=b"", repr=False)
+    refused: RefusedError | None = None
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer."""
+class Reply:
+    """What a request is answered."""
 
     status: int
     headers: dict[str, str]
@@ -60,45 +69,74 @@ class Answer:
 
 
 class Server(ThreadingHTTPServer):
-    """Serve each connection in a daemon thread of its own; ``stop`` ends them all.
+    """Listen from the beginning, and serve each connection in a thread of its own while the ``with`` block runs.
 
-    When there are too many, the one that has kept us waiting longest is closed: clients that say nothing stop nobody.
+    When there are too many connections, the one that has kept us waiting longest is closed: clients that say nothing
+    stop nobody. When the address cannot be had, the OSError's ``strerror`` names the address and the reason.
     """
 
+    max_body = MAX_BODY_BYTES
+    idle_timeout = 60.0
+    """Seconds after which a connection that says nothing is closed."""
+    # More than the workers of one machine need, each of which keeps one open.
+    most_connections = 256
     daemon_threads = True
     request_queue_size = 128
     # With it, a second receiver would start on a port that is taken.
     allow_reuse_port = False
 
-    def __init__(
-        self, host: str, port: int, answer: Callable[[Request], Answer], *, max_body: int, idle_timeout: float
-    ) -> None:
-        """Bind; ``answer`` is called for each request, in its connection's thread."""
-        self.answer = answer
-        self.max_body = max_body
-        self.idle_timeout = idle_timeout
-        # Half of what this process may open leaves enough for everything else.
-        self.most_connections = max(1, min(MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    def __init__(self, host: str, port: int) -> None:
+        # Half of the files that this process may open are left for everything else.
+        self._most_connections = max(1, min(self.most_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         self._connections: set[Any] = set()
-        # Those whose client is to say or to read something; the first has kept us waiting longest.
+        # The connections whose client is to say or to read something; the first has kept us waiting longest.
         self._waiting: dict[Any, None] = {}
+        # The connections with a large body, and since when.
+        self._large: dict[Any, float] = {}
         self._changed = threading.Condition()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Handler)
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise OSError(error.errno, f"cannot listen on {host} port {port} ({why})") from None
+
+    def check(self, request: HttpRequest) -> None:
+        """Look at a request before its body is read, and raise RefusedError if it will not be taken."""
+        raise NotImplementedError
+
+    def answer(self, request: HttpRequest) -> Reply:
+        """Answer a request; ``request.refused`` is what check() raised, or what was wrong with the body."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        """Serve."""
+        threading.Thread(target=self.serve_forever, args=(0.1,), name=type(self).__name__, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop listening, let the answers under way finish, and close every connection."""
+        self.shutdown()
+        self.server_close()
+        # A thread that waits for the next request reads the end of the stream, one that answers can still write.
+        self._close(self._connections, socket.SHUT_RD)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._connections, _STOP_SECONDS)
+        self._close(self._connections)
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's getfqdn(), which asks the DNS and may wait for it."""
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.port = int(self.server_address[1])
 
     def get_request(self) -> Any:
         """Accept a connection; without a free file descriptor, get one back first."""
         try:
             return super().get_request()
         except OSError as error:
-            if error.errno in _OUT_OF_FILES:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
                 with self._changed:
-                    self._close_longest_waiting()
+                    self._close([*self._waiting][:1])
                     # The connection is still to be accepted: without a pause this would be a busy loop.
                     self._changed.wait(0.1)
             raise
@@ -106,9 +144,9 @@ class Server(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Remember the connection and serve it in a thread."""
         with self._changed:
-            if len(self._connections) >= self.most_connections:
-                self._close_longest_waiting()
-                if not self._changed.wait_for(lambda: len(self._connections) < self.most_connections, _STOP_SECONDS):
+            if len(self._connections) >= self._most_connections:
+                self._close([*self._waiting][:1])
+                if not self._changed.wait_for(lambda: len(self._connections) < self._most_connections, _STOP_SECONDS):
                     raise ConnectionAbortedError("every connection waits for an answer of ours")
             self._connections.add(request)
             self._waiting[request] = None
@@ -131,34 +169,49 @@ class Server(ThreadingHTTPServer):
         """Close this connection for the sake of others when its client keeps us waiting."""
         with self._changed:
             self._waiting[request] = None
+            if self._large.pop(request, None):
+                self._changed.notify_all()
 
-    def _close_longest_waiting(self) -> None:
-        if connection := next(iter(self._waiting), None):
-            del self._waiting[connection]
-            # Its thread reads the end of the stream and closes it. Its client may have closed it already.
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+    def begin_large(self, request: Any) -> None:
+        """Wait until there is room for one large body more, which lasts until it has been answered."""
+        with self._changed:
+            if request in self._large:
+                return
+            self._waiting.pop(request, None)
+            while len(self._large) >= _MOST_LARGE_BODIES:
+                slow = time.monotonic() - _LARGE_BODY_SECONDS
+                self._close([one for one, since in self._large.items() if since < slow and one in self._waiting][:1])
+                self._changed.wait(0.1)
+            self._large[request] = time.monotonic()
+            self._waiting[request] = None
+
+    def _close(self, connections: Iterable[Any], how: int = socket.SHUT_RDWR) -> None:
+        with self._changed:
+            for connection in connections:
+                self._waiting.pop(connection, None)
+                # Its thread reads the end of the stream and closes it. Its client may have closed it already.
+                with suppress(OSError):
+                    connection.shutdown(how)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
         """Keep a connection that broke at debug level: clients come and go."""
         log.debug("connection from %s broke", client_address, exc_info=True)
 
-    def stop(self) -> None:
-        """Stop listening, let the answers under way finish, and close every connection."""
-        self.shutdown()
-        self.server_close()
-        # A thread that waits for the next request reads the end of the stream, one that answers can still write.
-        self._shut(socket.SHUT_RD)
-        with self._changed:
-            self._changed.wait_for(lambda: not self._connections, _STOP_SECONDS)
-        self._shut(socket.SHUT_RDWR)
 
-    def _shut(self, how: int) -> None:
-        with self._changed:
-            for connection in self._connections:
-                # Its client may have closed it already.
-                with suppress(OSError):
-                    connection.shutdown(how)
+class _Head:
+    """A stream from which the request line and the headers are read, and no more bytes than they may have together."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._left = _MOST_HEAD
+
+    def readline(self, size: int) -> bytes:
+        line: bytes = self._stream.readline(min(size, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            # http.server answers 431.
+            raise http.client.LineTooLong("header")
+        return line
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -176,18 +229,15 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's signature
         log.debug(format, *args)
 
-    def do_POST(self) -> None:
-        body, unreadable = b"", None
+    def parse_request(self) -> bool:
+        stream, self.rfile = self.rfile, _Head(self.rfile)  # type: ignore[assignment]
         try:
-            body = self._read_body()
-        except RefusedError as refused:
-            unreadable = refused
-            self.close_connection = True
-        self.server.keep_while_answering(self.connection)
-        try:
-            answer = self.server.answer(Request(self.command, self.path, self.headers, body, unreadable))
+            return super().parse_request()
         finally:
-            self.server.wait_for_client(self.connection)
+            self.rfile = stream
+
+    def do_POST(self) -> None:
+        answer, unread = self._answer()
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
@@ -197,10 +247,30 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body)
-        if unreadable:
+        if unread:
             self._linger()
 
     do_GET = do_HEAD = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815 - http.server's names
+
+    def _answer(self) -> tuple[Reply, bool]:
+        """Return the answer, and whether the body was not read to its end."""
+        request, unread = HttpRequest(self.command, self.path, self.headers), False
+        most = self.server.max_body
+        try:
+            self.server.check(request)
+        except RefusedError as refused:
+            request.refused = refused
+            most = min(most, _SMALL_BODY)
+        try:
+            try:
+                request.body = self._read_body(most)
+            except RefusedError as refused:
+                request.refused = request.refused or refused
+                self.close_connection = unread = True
+            self.server.keep_while_answering(self.connection)
+            return self.server.answer(request), unread
+        finally:
+            self.server.wait_for_client(self.connection)
 
     def handle_expect_100(self) -> bool:
         # A client that asks before it sends is told at once, by the answer itself.
@@ -208,19 +278,25 @@ class _Handler(BaseHTTPRequestHandler):
         too_large = re.fullmatch(r"[0-9]{1,18}", length) and int(length) > self.server.max_body
         return True if too_large else super().handle_expect_100()
 
-    def _read_body(self) -> bytes:
+    def _read_body(self, most: int) -> bytes:
         if self.headers.get("Transfer-Encoding"):
-            return self._read_chunks()
+            return self._read_chunks(most)
         length = self.headers.get("Content-Length", "0").strip()
         if not re.fullmatch(r"[0-9]{1,18}", length):
             raise RefusedError(400, "Content-Length is no number")
-        self._check_size(int(length))
+        self._make_room(int(length), most)
         return self._read_exactly(int(length))
 
-    def _read_chunks(self) -> bytes:
+    def _read_chunks(self, most: int) -> bytes:
         body = bytearray()
-        while size := self._chunk_size():
-            self._check_size(len(body) + size)
+        while True:
+            match = _CHUNK_SIZE.fullmatch(self.rfile.readline(1000))
+            if not match:
+                raise RefusedError(400, "a chunk's size cannot be read")
+            size = int(match[1], 16)
+            if not size:
+                break
+            self._make_room(len(body) + size, most)
             body += self._read_exactly(size)
             if self._read_exactly(2) != b"\r\n":
                 raise RefusedError(400, "a chunk is longer than it says")
@@ -229,15 +305,11 @@ class _Handler(BaseHTTPRequestHandler):
                 return bytes(body)
         raise RefusedError(400, "too many trailers")
 
-    def _chunk_size(self) -> int:
-        match = _CHUNK_SIZE.fullmatch(self.rfile.readline(1000))
-        if not match:
-            raise RefusedError(400, "a chunk's size cannot be read")
-        return int(match[1], 16)
-
-    def _check_size(self, size: int) -> None:
-        if size > self.server.max_body:
-            raise RefusedError(413, f"the request has more than {self.server.max_body} bytes")
+    def _make_room(self, size: int, most: int) -> None:
+        if size > most:
+            raise RefusedError(413, f"the request has more than {most} bytes")
+        if size > _SMALL_BODY:
+            self.server.begin_large(self.connection)
 
     def _read_exactly(self, size: int) -> bytes:
         data = self.rfile.read(size)

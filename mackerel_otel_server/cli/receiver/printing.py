@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
-from mackerel_otel_server.cli.receiver import jsonable
-from mackerel_otel_server.cli.receiver.backlog import MOST_CHARACTERS
+from mackerel_otel_server.cli.output import complain, paint, say, stdout_encoding
+from mackerel_otel_server.cli.receiver.attributes_as_text import jsonable
+from mackerel_otel_server.cli.receiver.backlog import MOST_BYTES
 from mackerel_otel_server.cli.receiver.tree import show
-from mackerel_otel_server.cli.style import paint
-from mackerel_otel_server.cli.text import complain, say, stdout_encoding
+from mackerel_otel_server.cli.text import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
+    from mackerel_otel_server.cli.receiver.received_spans import ReceivedSpan
 
 QUIET_SECONDS = 1.0
 # A trace that never falls silent is printed in parts rather than kept without limit.
 MOST_SPANS_HELD = 10_000
 
 
-class Output(Protocol):
-    """Where spans and words go."""
-
-    def tell(self, line: str = "", *styles: str) -> None:
-        """Say something to the person who has started the program."""
-
-    def add(self, spans: Sequence[ReceivedSpan]) -> None:
-        """Take spans, to be printed now or later."""
-
-    def due(self) -> float:
-        """Return when print_due() is to be called again, on the monotonic clock."""
-
-    def print_due(self, now: float) -> None:
-        """Print what need not be held any longer; an infinite ``now`` prints everything."""
-
-
 @dataclass
-class _Trace:
+class _Held:
     """The spans of one trace so far and when the last of them came."""
 
     spans: list[ReceivedSpan] = field(default_factory=list)
@@ -54,39 +39,48 @@ class _Trace:
 class Trees:
     """Print a trace as a tree when nothing of it has come for a while, or when too much is held."""
 
-    traces: dict[str, _Trace] = field(default_factory=dict)
-    characters: int = 0
+    full: bool = False
+    """Whether texts are printed whole."""
+    traces: dict[str, _Held] = field(default_factory=dict)
+    size: int = 0
+    """How many bytes of memory the held spans take."""
 
     def tell(self, line: str = "", *styles: str) -> None:
-        """Say it between the trees."""
+        """Say something between the trees, to the person who has started the program."""
         say(paint(line, *styles))
 
     def add(self, spans: Sequence[ReceivedSpan]) -> None:
         """Hold spans until their trace is complete."""
         for span in spans:
-            trace = self.traces.setdefault(span.trace_id, _Trace())
+            trace = self.traces.setdefault(span.trace_id, _Held())
             trace.spans.append(span)
             trace.last = time.monotonic()
-            self.characters += span.size
+            self.size += span.size
 
     def due(self) -> float:
-        """Return when the first trace is."""
-        if self.characters > MOST_CHARACTERS:
+        """Return when print_due() is to be called again, on the monotonic clock; infinite: nothing is held."""
+        if self.size > MOST_BYTES:
             return 0.0
         return min((trace.due() for trace in self.traces.values()), default=float("inf"))
 
     def print_due(self, now: float) -> None:
-        """Print traces that have fallen silent."""
-        if self.characters > MOST_CHARACTERS:
+        """Print traces that have fallen silent; an infinite ``now`` prints everything."""
+        if self.size > MOST_BYTES:
             now = float("inf")
         for trace_id in [trace_id for trace_id, trace in self.traces.items() if trace.due() <= now]:
             spans = self.traces.pop(trace_id).spans
-            self.characters -= sum(span.size for span in spans)
-            show(spans)
+            self.size -= sum(span.size for span in spans)
+            show(spans, full=self.full)
 
 
 class Lines:
-    """Print each span as it arrives; standard output has nothing but them."""
+    """As Trees, but print each span at once, as a line of JSON with everything that was decoded, and nothing else."""
+
+    def __init__(self) -> None:
+        self._encoding = stdout_encoding()
+        # A request has many spans and few resources.
+        self._resource: dict[str, Any] = {}
+        self._resource_text = "{}"
 
     def tell(self, line: str = "", *styles: str) -> None:
         """Say it on standard error."""
@@ -95,11 +89,22 @@ class Lines:
     def add(self, spans: Sequence[ReceivedSpan]) -> None:
         """Print spans."""
         for span in spans:
-            say(jsonable.line(span, stdout_encoding()))
+            if span.resource is not self._resource:
+                self._resource, self._resource_text = span.resource, self._json(span.resource)
+            own = {name: value for name, value in vars(span).items() if name not in {"resource", "size"}}
+            own["events"], own["links"] = [*map(vars, span.events)], [*map(vars, span.links)]
+            say(f'{self._json(own)[:-1]}, "resource": {self._resource_text}}}')
 
     def due(self) -> float:
-        """Return that nothing is held."""
+        """Say that nothing is held."""
         return float("inf")
 
     def print_due(self, now: float) -> None:
-        """Do nothing."""
+        """Do nothing, because nothing is held."""
+
+    def _json(self, value: Any) -> str:
+        """Escape all that is not ASCII if the output cannot carry it, or if a terminal might obey it."""
+        value = jsonable(value)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        is_safe = text.isprintable() and encodable(text, self._encoding) == text
+        return text if is_safe else json.dumps(value)

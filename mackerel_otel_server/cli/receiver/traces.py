@@ -10,13 +10,13 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mackerel_otel_server.cli.receiver.spans import ReceivedSpan
+    from mackerel_otel_server.cli.receiver.received_spans import ReceivedSpan
 
 MOST_TRACES = 200
 MOST_SPANS = 1000
-"""Of one trace."""
-MOST_CHARACTERS = 16_000_000
-"""Of what all spans say. As Python objects they need a few times as many bytes."""
+"""Spans that are kept of one trace."""
+MOST_BYTES = 24_000_000
+"""Bytes of memory that all spans may take together."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class Trace:
     Attributes:
         number: Counts traces in the order in which they began to arrive.
         version: Counts changes of any trace; that of this one's last.
-        spans: In the order of their arrival: of a very large trace the request, which arrives last, and what failed
-            go first.
+        spans: In the order of their arrival. Of a very large trace, the request and what failed are kept first.
         left_out: How many more have arrived than are kept.
     """
 
@@ -36,7 +35,7 @@ class Trace:
     version: int = 0
     spans: tuple[ReceivedSpan, ...] = ()
     left_out: int = 0
-    characters: int = field(default=0, repr=False)
+    size: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,11 @@ class News:
     """What has changed since a version.
 
     Attributes:
-        store: Names the store: versions of another one mean nothing here.
         version: What to ask with next.
         oldest: Traces with a smaller number are no longer kept.
         traces: Those that have changed, oldest first.
     """
 
-    store: str
     version: int
     oldest: int
     traces: tuple[Trace, ...]
@@ -60,14 +57,15 @@ class Traces:
     """Keep the latest traces; all methods may be called from any thread."""
 
     def __init__(
-        self, *, most_traces: int = MOST_TRACES, most_spans: int = MOST_SPANS, most_characters: int = MOST_CHARACTERS
+        self, *, most_traces: int = MOST_TRACES, most_spans: int = MOST_SPANS, most_bytes: int = MOST_BYTES
     ) -> None:
+        # The name of this store: a version of another one means nothing here.
         self.store = uuid.uuid4().hex
         self._most_traces = most_traces
         self._most_spans = most_spans
-        self._most_characters = most_characters
+        self._most_bytes = most_bytes
         self._traces: dict[str, Trace] = {}
-        self._characters = 0
+        self._bytes = 0
         self._number = 0
         self._version = 0
         self._closed = False
@@ -90,17 +88,12 @@ class Traces:
             return self._traces.get(trace_id)
 
     def news(self, after: int, timeout: float) -> News:
-        """Return what has changed after a version, as soon as something has.
-
-        Args:
-            after: 0 for all traces.
-            timeout: Seconds to wait at most.
-        """
+        """Return what has changed after a version, 0 for all, when something has, or after ``timeout`` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._version > after or self._closed, timeout)
             traces = tuple(trace for trace in self._traces.values() if trace.version > after)
             oldest = min((trace.number for trace in self._traces.values()), default=0)
-            return News(self.store, self._version, oldest, traces)
+            return News(self._version, oldest, traces)
 
     def close(self) -> None:
         """Let nobody wait any longer."""
@@ -111,24 +104,22 @@ class Traces:
     def _extend(self, trace_id: str, more: list[ReceivedSpan]) -> None:
         trace = self._traces.get(trace_id) or Trace(trace_id, self._number + 1)
         kept = self._most_important([*trace.spans, *more])
-        characters = sum(span.size for span in kept)
+        size = sum(span.size for span in kept)
         if not kept:
             return
-        self._characters += characters - trace.characters
+        self._bytes += size - trace.size
         self._version += 1
         self._number = max(self._number, trace.number)
         left_out = trace.left_out + len(trace.spans) + len(more) - len(kept)
-        self._traces[trace_id] = replace(
-            trace, version=self._version, spans=tuple(kept), left_out=left_out, characters=characters
-        )
+        self._traces[trace_id] = replace(trace, version=self._version, spans=tuple(kept), left_out=left_out, size=size)
 
     def _most_important(self, spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
-        if len(spans) <= self._most_spans and sum(span.size for span in spans) <= self._most_characters // 2:
+        if len(spans) <= self._most_spans and sum(span.size for span in spans) <= self._most_bytes // 4:
             return spans
         parents = {span.parent_span_id for span in spans}
         kept: list[tuple[int, ReceivedSpan]] = []
         # No trace may drive out all others, however large its spans are.
-        room = self._most_characters // 2
+        room = self._most_bytes // 4
         # sorted() keeps the order of arrival among equals.
         for place, span in sorted(enumerate(spans), key=lambda item: _importance(item[1], parents)):
             if len(kept) < self._most_spans and span.size <= room:
@@ -138,11 +129,11 @@ class Traces:
 
     def _forget(self) -> None:
         # A dictionary keeps the order in which its keys came, whatever their values become.
-        while len(self._traces) > self._most_traces or self._characters > self._most_characters:
+        while len(self._traces) > self._most_traces or self._bytes > self._most_bytes:
             gone = self._traces.pop(next(iter(self._traces)))
-            self._characters -= gone.characters
+            self._bytes -= gone.size
 
 
 def _importance(span: ReceivedSpan, parents: set[str]) -> tuple[bool, ...]:
-    """Return what sorts first what a trace is about: the request, what failed, and what others hang on."""
+    """Return a key that sorts a trace's most important spans first: the request, what failed, what has children."""
     return bool(span.parent_span_id), span.kind != "SERVER", span.status_code != "ERROR", span.span_id not in parents

@@ -1,114 +1,136 @@
-"""DB-API drivers: each query inside a request becomes a CLIENT span, whichever was imported first, the driver or us."""
+"""DB-API drivers: each query inside a request becomes a CLIENT span, also where the driver was imported before us.
+
+``drivers`` says what is patched, ``methods`` what a patched ``execute()`` does, ``queries`` when it makes a span.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Container
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mackerel_otel_server.imports import on_import
-from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import gate, instrumentors, oldest
-from mackerel_otel_server.tracing.databases import floors
+from mackerel_otel_server.process.log import log
+from mackerel_otel_server.process.on_import import on_import
+from mackerel_otel_server.tracing import instrumentors, older_than_tested, on_or_off
+from mackerel_otel_server.tracing.databases import connections, drivers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from mackerel_otel_server.tracing.databases.driver import Driver
 
-# The name of the driver's own OpenTelemetry instrumentation (entry point) -> the module that the application imports.
-_MODULES = {
-    "mysqlclient": "MySQLdb",
-    "pymysql": "pymysql",
-    "mysql": "mysql.connector",
-    "psycopg2": "psycopg2",
-    "psycopg": "psycopg",
-    "sqlite3": "sqlite3",
-    "pyodbc": "pyodbc",
-    "duckdb": "duckdb",
-}
-
-_SQLALCHEMY = "opentelemetry.instrumentation.sqlalchemy"
+_NOT_TRACED = "its queries are not traced"
 
 _registered: set[str] = set()
 
 traced: set[str] = set()
-"""The drivers, by entry point, that were imported and not disabled."""
+"""The names of the drivers that were imported and not disabled."""
 
 
-def names() -> Container[str]:
+def names() -> frozenset[str]:
     """Return the entry points of the drivers' own instrumentations, which are applied here."""
-    return _MODULES
+    return frozenset(driver.name for driver in drivers.DRIVERS)
+
+
+def oldest_releases() -> dict[str, str]:
+    """Return the oldest release that is tested of each driver, by distribution."""
+    found = (driver.distributions.items() for driver in drivers.DRIVERS)
+    return {distribution: release for items in found for distribution, release in items if release}
 
 
 def register(
-    disabled: Callable[[], Container[str]] = tuple, semantic_conventions: Callable[[], str] = lambda: "new"
+    disabled: Callable[[], Container[str]] = tuple,
+    semantic_conventions: Callable[[], str] = lambda: "new",
+    uses_standard_parts: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trace every DB-API driver that the application has imported or is going to import.
 
     Imports no driver, starts nothing, and may be called before a fork and more than once. No span is made before
-    ``gate.active`` is set.
+    ``on_or_off.active`` is set.
 
     Args:
-        disabled: Returns names as in ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS``, ``*`` for all. Asked when a driver is
-            imported: Gunicorn's ``raw_env`` comes later than this call.
-        semantic_conventions: Returns which attributes the spans have, ``new``, ``old`` or ``both``. Asked at the same
-            time.
+        disabled: Returns names as in ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS``, ``*`` for all. It is called when a
+            driver is imported, since Gunicorn sets the variables of ``raw_env`` later than this call.
+        semantic_conventions: Returns which attributes the spans have, ``new``, ``old`` or ``both``. It is called at the
+            same time.
+        uses_standard_parts: Returns whether OpenTelemetry's own parts make the spans. It is called at the same time.
     """
-    for name, module in _MODULES.items():
-        if name not in _registered:
-            _registered.add(name)
-            on_import(module, functools.partial(_trace, name, disabled, semantic_conventions), _warn)
-    if _SQLALCHEMY not in _registered:
-        _registered.add(_SQLALCHEMY)
-        on_import(_SQLALCHEMY, _step_aside_for_sqlalchemy, _warn)
+    options = _Options(disabled, semantic_conventions, uses_standard_parts)
+    for driver in drivers.DRIVERS:
+        if driver.name not in _registered:
+            _registered.add(driver.name)
+            on_import(driver.module, functools.partial(_trace, driver, options), _NOT_TRACED)
+    on_import("opentelemetry.instrumentation.sqlalchemy", _step_aside_for_sqlalchemy, "a query may have two spans")
 
 
-def _trace(
-    name: str, disabled: Callable[[], Container[str]], semantic_conventions: Callable[[], str], module: Any
-) -> None:
+class _Options(NamedTuple):
+    """What register() was given."""
+
+    disabled: Callable[[], Container[str]]
+    semantic_conventions: Callable[[], str]
+    uses_standard_parts: Callable[[], bool]
+
+
+def _trace(driver: Driver, options: _Options, module: Any) -> None:
     """Trace one driver that has just been imported."""
-    names = disabled()
-    if name in names or "*" in names:
+    names = options.disabled()
+    if driver.name in names or "*" in names:
         return
-    traced.add(name)
-    for distribution, oldest_release in floors.of_driver(name).items():
-        oldest.warn_if_older(distribution, oldest_release)
-    if _apply_own_instrumentation(name, module):
+    traced.add(driver.name)
+    for distribution, release in driver.distributions.items():
+        if release:
+            older_than_tested.warn_if_older(distribution, release)
+    if _apply_own_instrumentation(driver, module):
         return
-    # Here, not above: only a driver needs them.
-    from mackerel_otel_server.tracing.databases import connections, drivers
-
-    connections.use_conventions(semantic_conventions())
-    for part, patch in drivers.PATCHES[name].items():
-        on_import(part, patch, _warn)
-
-
-def _warn(name: str, error: Exception) -> None:
-    if not gate.refused:
-        log.warning("the queries of %s are not traced: %s: %s", name, type(error).__name__, error)
+    if options.uses_standard_parts():
+        if not driver.takes_wrapped_connections:
+            # SQLAlchemy's own instrumentation may make these spans instead.
+            traced.discard(driver.name)
+        _quiet_where_refused(functools.partial(_trace_by_dbapi, driver))(module)
+        return
+    connections.use_conventions(options.semantic_conventions())
+    for part, patch in driver.patches.items():
+        on_import(part, _quiet_where_refused(patch), _NOT_TRACED)
 
 
-def _apply_own_instrumentation(name: str, module: Any) -> bool:
+def _trace_by_dbapi(driver: Driver, module: Any) -> None:
+    # What it imports need not be installed.
+    from mackerel_otel_server.tracing.databases import standard
+
+    standard.trace(driver, module)
+
+
+@functools.cache
+def _quiet_where_refused(patch: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a hook that fails quietly where the settings were refused: the log says what is wrong with them.
+
+    A propagator that is not installed, for one, makes the patch fail, too.
+    """
+
+    def run(module: Any) -> None:
+        try:
+            patch(module)
+        except Exception:
+            if not on_or_off.refused:
+                raise
+            log.debug("the queries of %s are not traced", module.__name__, exc_info=True)
+
+    return run
+
+
+def _apply_own_instrumentation(driver: Driver, module: Any) -> bool:
     """Apply the instrumentation that was installed for this driver on purpose; False when there is none that works."""
-    if module.__name__ != _MODULES[name]:
-        return False  # PyMySQL under the name MySQLdb: instrumented, or not, as PyMySQL
-    for entry_point in entry_points(group=instrumentors.GROUP, name=name):
-        cause = instrumentors.apply(entry_point)
-        if cause is None:
-            return True
-        write = log.debug if gate.refused else log.warning
-        write(
-            "%s does not instrument %s (%s); its queries are traced without it",
-            entry_point.value,
-            module.__name__,
-            cause,
-        )
-    return False
+    # PyMySQL may be imported under the name MySQLdb. It is traced or instrumented as PyMySQL, not as mysqlclient.
+    if module.__name__ != driver.module:
+        return False
+    own = entry_points(group=instrumentors.GROUP, name=driver.name)
+    return any(instrumentors.apply(entry_point, "its queries are traced without it") for entry_point in own)
 
 
 def _step_aside_for_sqlalchemy(_module: Any) -> None:
-    """Leave the queries of SQLAlchemy to its own instrumentation, once that is there.
+    """Leave the queries of SQLAlchemy to its own instrumentation, once that is imported.
 
-    It makes its span before the driver is called and does not make it current; ``do_execute`` comes in between.
+    That instrumentation makes a span before the driver is called, and does not make the span current. SQLAlchemy's
+    event ``do_execute`` comes in between.
     """
     from sqlalchemy import event
     from sqlalchemy.engine import Engine

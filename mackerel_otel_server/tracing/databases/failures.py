@@ -1,10 +1,10 @@
 """What a span says about a query that failed: the driver's words, without the values that the query was given.
 
-A parameter's value is sensitive (``db.query.parameter.<key>`` is opt-in in
-https://opentelemetry.io/docs/specs/semconv/database/database-spans/), and databases repeat it in their errors:
-``Duplicate entry 'alice@example.com' for key 'email'``. Mackerel opens one issue for each text, so that ``?`` in its
-place also keeps errors together that belong together. A value that the application wrote into the statement itself
-cannot be told from the statement.
+The value of a parameter is sensitive: ``db.query.parameter.<key>`` is opt-in in
+https://opentelemetry.io/docs/specs/semconv/database/database-spans/. Databases repeat values in their errors, as in
+``Duplicate entry 'alice@example.com' for key 'email'``. A ``?`` stands for each value. It also keeps errors of one kind
+together, because Mackerel opens one issue for each text. A value that the application wrote into the statement itself
+cannot be told from the rest of the statement, and stays.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numbers import Number
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing.exceptions import cut, words
+from mackerel_otel_server.process.log import log
+from mackerel_otel_server.tracing.exceptions import cut, note_mask, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 _PLAIN = (str, bytes, bytearray, Number, date, time, timedelta, UUID)
 _WORDS = ("exception.message", "exception.stacktrace")
 _VALUES = 10_000
+"""The most values that are looked for."""
 _SHOWN = 10_000
-"""Characters up to which a value is looked for in the form of its repr, too, as in an error that has arguments."""
+"""Characters. A value up to this length is also looked for as repr() shows it, since some errors show it so."""
 _SIGNIFICANT = 24
-"""Databases cut long values in their errors, PostgreSQL after 64 bytes; this much of the beginning tells one."""
+"""Characters. A value is found by its start: databases cut long values in their errors, PostgreSQL after 64 bytes."""
 
 
 def describe(error: BaseException, given: Iterable[Any]) -> dict[str, str]:
@@ -41,18 +42,25 @@ def describe(error: BaseException, given: Iterable[Any]) -> dict[str, str]:
     try:
         values = sorted(set(itertools.islice(_texts(given), _VALUES)), key=len, reverse=True)
     except Exception:
-        # A value cannot be shown, so it cannot be looked for.
+        # A value cannot be shown as text, so nobody knows what the error shows of it.
         log.debug("the values of a query cannot be kept out of its error", exc_info=True)
+        note_mask(error, lambda _text: "?")
         return cut({**event, **dict.fromkeys(_WORDS, "?")})
-    for name in _WORDS:
+
+    def mask(text: str) -> str:
         for value in values:
-            event[name] = _without(value, event[name])
-    # Not before: of a value that is cut at its beginning, nothing tells that it is one.
+            text = _without(value, text)
+        return text
+
+    if values:
+        note_mask(error, mask)
+    event |= {name: mask(event[name]) for name in _WORDS}
+    # Only now: a value that has lost its beginning would not be found.
     return cut(event)
 
 
 def _texts(given: Iterable[Any]) -> Iterator[str]:
-    """Yield each value as an error may show it. What is no plain value stays untouched: str() of it may do anything."""
+    """Yield each plain value as an error may show it. Other objects are left alone, whose str() may do anything."""
     for value in given:
         if isinstance(value, dict):
             yield from _texts(value.values())
@@ -67,7 +75,7 @@ def _texts(given: Iterable[Any]) -> Iterator[str]:
 
 
 def _without(value: str, text: str) -> str:
-    """Replace each occurrence of a value, also one that was cut; not within a word, which a short value may be."""
+    """Replace a value wherever it occurs, also where it was cut. A short value is not replaced within a longer word."""
     start = value[:_SIGNIFICANT]
     at = text.find(start)
     while at >= 0:

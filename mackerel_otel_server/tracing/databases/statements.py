@@ -1,17 +1,24 @@
-"""What a span says about a statement: its text as the application wrote it, and the operation that it begins with."""
+"""The query that a driver's method is given: its text as the application wrote it, and the operation it begins with."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+QueryOf = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+"""Finds the query among the arguments of a cursor's method."""
+
+_QUERY_NAMES = ("query", "operation", "sql", "statement", "procname")
+
 LIMIT = 16 * 1024
 """Characters of a statement that a span carries; ``...`` stands for the rest.
 
-The SDK cuts further by ``OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT``. It is a slice, so a statement of megabytes costs no more.
+``OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT`` makes the SDK cut more. Only this many characters are copied, so a statement of
+megabytes costs no more than a long one.
 """
 
 # White space, opening parentheses and comments, then the first word.
@@ -19,6 +26,13 @@ _OPERATION = re.compile(r"(?:[\s(]|/\*.*?\*/|--[^\n]*\n)*([A-Za-z]\w*)?", re.DOT
 _HEAD = 32
 _operations: dict[str, str] = {}
 _OPERATIONS_KEPT = 1024
+
+
+def given_query(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the query among the arguments of a cursor's method, as most drivers have it."""
+    if args:
+        return args[0]
+    return next((kwargs[name] for name in _QUERY_NAMES if name in kwargs), "")
 
 
 def text_of(query: Any, cursor: Any) -> str:
@@ -40,16 +54,17 @@ def text_of(query: Any, cursor: Any) -> str:
 
 
 def operation_of(text: str) -> str:
-    """Return the first word, ``SELECT``, without regard to comments and parentheses before it; empty if there is none.
+    """Return the first word, such as ``SELECT``, after any comments and parentheses; empty if there is no word.
 
-    Case is the application's: https://opentelemetry.io/docs/specs/semconv/database/database-spans/
+    The word keeps the case in which the application wrote it, as
+    https://opentelemetry.io/docs/specs/semconv/database/database-spans/ has it.
     """
     head = text[:_HEAD]
     operation = _operations.get(head)
     if operation is None:
         found = _OPERATION.match(text)
         operation = (found and found.group(1)) or ""
-        # The head decides, whatever follows it.
+        # The word ends within the head, so every statement with this head has the same operation.
         if found and operation and found.end() < len(head):
             if len(_operations) >= _OPERATIONS_KEPT:
                 _operations.clear()
@@ -58,7 +73,7 @@ def operation_of(text: str) -> str:
 
 
 def _joined(parts: Iterable[str]) -> str:
-    """Join what fits: a query may be composed of a million parts."""
+    """Join as many parts as LIMIT leaves room for: a query may be composed of a million parts."""
     texts, length = [], 0
     for part in parts:
         texts.append(part[: LIMIT + 1])

@@ -1,63 +1,69 @@
-"""Bottle. It leaves its route in the environ, see ``routes``."""
+"""Bottle."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from mackerel_otel_server.imitation import imitates
-from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import routes
-from mackerel_otel_server.tracing.http import SERVER_ERROR
-from mackerel_otel_server.tracing.request import of
-from mackerel_otel_server.tracing.wsgi import trace_class
+from mackerel_otel_server.tracing.framework import Framework, after
+from mackerel_otel_server.tracing.requests.http_attributes import SERVER_ERROR
+from mackerel_otel_server.tracing.requests.request import of
+from mackerel_otel_server.tracing.requests.wsgi import trace_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import ModuleType
 
+_MATCHED: Final = "bottle.route"
+"""Where ``Bottle._handle()`` puts the route into the environ as soon as the router has found it."""
 
-def _note_mounts(cls: Any) -> None:
-    """Note where an application is mounted in another one that calls it, as Bottle 0.12 does with all it mounts."""
-    original = cls.__call__
 
-    @imitates(original)
-    def call(self: Any, environ: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            if (begun := of(environ)) is not None:
-                begun.add_prefix(routes.enter_mount(environ))
-        except Exception:
-            log.debug("no mount", exc_info=True)
-        return original(self, environ, *args, **kwargs)
+def _note_route(module: ModuleType) -> None:
+    """Note the route as soon as a router has found it.
 
-    cls.__call__ = call
+    https://bottlepy.org/docs/stable/api.html#bottle.Router
+    """
+
+    def note(found: Any, _router: Any, environ: Any) -> None:
+        begun, route = of(environ), found[0]
+        # Bottle asks the router again for the same request when a plugin raises RouteReset.
+        if begun is not None and begun.carrier is environ and environ.get(_MATCHED) is not route:
+            mounted_at = _mounted_at(route)
+            begun.prefix += mounted_at
+            begun.note_route(route.rule.removeprefix(mounted_at), environ)
+
+    after(module.Router, "match", note, "no route")
+
+
+def _mounted_at(route: Any) -> str:
+    """Return ``/shop`` for the route of an application that is mounted at ``/shop/``, nothing for other routes.
+
+    The mounted application may be of any framework. If it has routes, its own one follows the prefix.
+    https://bottlepy.org/docs/stable/api.html#bottle.Bottle.mount
+    """
+    parts = str(route.config.get("mountpoint.prefix", "")).split("/")
+    return "".join(f"/{part}" for part in parts if part)
 
 
 def _note_errors(module: ModuleType) -> None:
-    """Note the exceptions that Bottle makes an HTTPError of, for its 500 page or the application's.
+    """Note the exceptions that Bottle puts into an HTTPError, for its own 500 page or the application's.
 
     https://bottlepy.org/docs/stable/api.html#bottle.HTTPError
     """
-    original = module.HTTPError.__init__
 
-    @imitates(original)
-    def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        try:
-            if isinstance(self.exception, BaseException) and self.status_code >= SERVER_ERROR:
-                begun = of(module.request.environ)
-                if begun is not None:
-                    begun.record(self.exception)
-        except Exception:
-            log.debug("an exception is not noted", exc_info=True)
+    def note(_none: None, error: Any, *_args: Any, **_kwargs: Any) -> None:
+        if isinstance(error.exception, BaseException) and error.status_code >= SERVER_ERROR:
+            begun = of(module.request.environ)
+            if begun is not None:
+                begun.record(error.exception)
 
-    module.HTTPError.__init__ = initialize
+    after(module.HTTPError, "__init__", note, "an exception is not noted")
 
 
-def _hook(module: ModuleType) -> None:
-    _note_mounts(module.Bottle)
-    trace_class(module.Bottle)
-    _note_errors(module)
-
-
-OLDEST: Final = {"bottle": ("bottle", "0.12")}
-HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {"bottle": _hook}
+FRAMEWORK: Final = Framework(
+    name="Bottle",
+    package="bottle",
+    distribution="bottle",
+    oldest="0.12",
+    wsgi={"bottle": lambda module: trace_class(module.Bottle)},
+    routes={"bottle": _note_route},
+    exceptions={"bottle": _note_errors},
+)

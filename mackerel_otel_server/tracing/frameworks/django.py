@@ -1,4 +1,4 @@
-"""Django and what stands on it, such as Django REST framework."""
+"""Django, and what is built on Django, such as Django REST framework."""
 
 from __future__ import annotations
 
@@ -6,52 +6,31 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from mackerel_otel_server.imitation import imitates
-from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import asgi, bodies, wsgi
-from mackerel_otel_server.tracing.request import of
+from mackerel_otel_server.process.log import log
+from mackerel_otel_server.tracing.framework import Framework, after
+from mackerel_otel_server.tracing.requests import asgi, wsgi, wsgi_body
+from mackerel_otel_server.tracing.requests.request import of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import ModuleType
-
-    from mackerel_otel_server.tracing.request import Request
-
-
-def _trace_wsgi_handler(module: ModuleType) -> None:
-    wsgi.trace_class(module.WSGIHandler)
-
-
-def _trace_asgi_handler(module: ModuleType) -> None:
-    asgi.trace_class(module.ASGIHandler)
 
 
 def _leave_responses_alone(module: ModuleType) -> None:
-    """Let the server have Django's own responses, which are complete but for streaming ones."""
-    bodies.add_complete_class(module.HttpResponse)
-    # A receiver of the signal request_finished may fail in it.
-    bodies.follow_close(module.HttpResponseBase)
+    """Give Django's own responses to the server as they are. All of them are complete, except streaming responses."""
+    wsgi_body.add_complete_class(module.HttpResponse)
+    # close() sends the signal request_finished, whose receivers are the application's and may fail.
+    wsgi_body.follow_close(module.HttpResponseBase)
 
 
-def _note_route(module: ModuleType) -> None:
+def _note_route(match: Any, _handler: Any, request: Any) -> None:
     """Note the route when Django's handler has found it: BaseHandler.resolve_request() of django/core/handlers."""
-    original = module.BaseHandler.resolve_request
-
-    @imitates(original)
-    def resolve_request(self: Any, request: Any) -> Any:
-        match = original(self, request)
-        try:
-            if (begun := _request(request)) is not None:
-                begun.note_route(_template(match.route), _carrier(request))
-        except Exception:
-            log.debug("no route", exc_info=True)
-        return match
-
-    module.BaseHandler.resolve_request = resolve_request
+    carrier = _carrier(request)
+    if (begun := of(carrier)) is not None:
+        begun.note_route(_template(match.route), carrier)
 
 
 def _note_errors(module: ModuleType) -> None:
-    """Note the exceptions that Django turns into its 500 page; it handles others, such as Http404, without the signal.
+    """Note the exceptions that Django turns into its 500 page. For others, such as Http404, Django sends no signal.
 
     https://docs.djangoproject.com/en/stable/ref/signals/#got-request-exception
     """
@@ -59,16 +38,12 @@ def _note_errors(module: ModuleType) -> None:
     def receive(sender: Any, request: Any = None, **_kwargs: Any) -> None:  # noqa: ARG001 - the signal's names
         try:
             error = sys.exc_info()[1]
-            if error is not None and (begun := _request(request)) is not None:
+            if error is not None and (begun := of(_carrier(request))) is not None:
                 begun.record(error)
         except Exception:
             log.debug("an exception is not noted", exc_info=True)
 
     module.got_request_exception.connect(receive, weak=False)
-
-
-def _request(request: Any) -> Request | None:
-    return of(_carrier(request))
 
 
 def _carrier(request: Any) -> Any:
@@ -81,11 +56,19 @@ def _template(route: str) -> str:
     return "/" + route.removeprefix("^").removesuffix("$").removeprefix("/")
 
 
-OLDEST: Final = {"django": ("django", "3.2"), "rest_framework": ("djangorestframework", "3.12")}
-HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
-    "django.core.handlers.asgi": _trace_asgi_handler,
-    "django.core.handlers.base": _note_route,
-    "django.core.handlers.wsgi": _trace_wsgi_handler,
-    "django.core.signals": _note_errors,
-    "django.http.response": _leave_responses_alone,
-}
+FRAMEWORK: Final = Framework(
+    name="Django",
+    package="django",
+    distribution="django",
+    oldest="3.2",
+    instrumentation="django",
+    wsgi={"django.core.handlers.wsgi": lambda module: wsgi.trace_class(module.WSGIHandler)},
+    asgi={"django.core.handlers.asgi": lambda module: asgi.trace_class(module.ASGIHandler)},
+    routes={
+        "django.core.handlers.base": lambda module: after(
+            module.BaseHandler, "resolve_request", _note_route, "no route"
+        )
+    },
+    exceptions={"django.core.signals": _note_errors},
+    responses={"django.http.response": _leave_responses_alone},
+)

@@ -1,74 +1,57 @@
-"""Flask. Its signals are not enough: before release 2.3 there are none where blinker is not installed."""
+"""Flask. Its signals are not enough: before release 2.3, Flask has none where blinker is not installed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from mackerel_otel_server.imitation import imitates
-from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import request
-from mackerel_otel_server.tracing.wsgi import trace_class
+from mackerel_otel_server.process.log import log
+from mackerel_otel_server.tracing.framework import Framework, before
+from mackerel_otel_server.tracing.requests import request
+from mackerel_otel_server.tracing.requests.wsgi import trace_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import ModuleType
 
 
-def _hook(module: ModuleType) -> None:
-    trace_class(module.Flask)
-    _note_routes(module.Flask)
-    _note_errors(module.Flask)
-
-
-def _note_routes(cls: Any) -> None:
+def _note_route(module: ModuleType) -> None:
     """Note the route, which Flask has found before it dispatches the request.
 
     https://flask.palletsprojects.com/en/stable/api/#flask.Flask.full_dispatch_request
     """
     import flask.globals
 
-    original = cls.full_dispatch_request
+    def note(*_args: Any, **_kwargs: Any) -> None:
+        # Now, because Flask's request object is gone when the request ends.
+        flask_request = flask.globals.request
+        rule = flask_request.url_rule
+        if rule is not None and (begun := request.of(flask_request.environ)) is not None:
+            begun.note_route(rule.rule, flask_request.environ)
 
-    @imitates(original)
-    def full_dispatch_request(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            # Not when the request ends: Flask's request object is gone by then.
-            flask_request = flask.globals.request
-            rule = flask_request.url_rule
-            if rule is not None and (begun := request.of(flask_request.environ)) is not None:
-                begun.note_route(rule.rule, flask_request.environ)
-        except Exception:
-            log.debug("no route", exc_info=True)
-        return original(self, *args, **kwargs)
-
-    cls.full_dispatch_request = full_dispatch_request
+    before(module.Flask, "full_dispatch_request", note, "no route")
 
 
-def _note_errors(cls: Any) -> None:
-    """Note the exceptions that no error handler of the application takes, before Flask's 500 page.
+def _note_errors(module: ModuleType) -> None:
+    """Note the exceptions that no error handler of the application handles, so that Flask answers with its 500 page.
 
     https://flask.palletsprojects.com/en/stable/api/#flask.Flask.handle_exception
     """
-    original = cls.handle_exception
 
-    @imitates(original)
-    def handle_exception(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Flask 3.2 has the context before the exception.
+    def note(_app: Any, *args: Any, **kwargs: Any) -> None:
+        # The exception is the first argument; from Flask 3.2 on, the second one.
         _record(next((value for value in (*args, *kwargs.values()) if isinstance(value, BaseException)), None))
-        return original(self, *args, **kwargs)
 
-    cls.handle_exception = handle_exception
+    before(module.Flask, "handle_exception", note, "an exception is not noted")
 
 
 def _listen(module: ModuleType) -> None:
-    """Note the exceptions that an extension answers itself, and sends Flask's signal for, as Flask-RESTX does.
+    """Note the exceptions that an extension answers itself, and for which it sends Flask's signal, as Flask-RESTX does.
 
     https://flask.palletsprojects.com/en/stable/api/#flask.got_request_exception
     """
     from werkzeug.exceptions import HTTPException
 
     def receive(sender: Any, exception: BaseException, **_kwargs: Any) -> None:  # noqa: ARG001 - the signal's name
-        # Flask sends none for abort(404), but Flask-RESTful does.
+        # Flask sends no signal for abort(404), but Flask-RESTful does.
         if not isinstance(exception, HTTPException):
             _record(exception)
 
@@ -88,8 +71,13 @@ def _record(error: BaseException | None) -> None:
         log.debug("an exception is not noted", exc_info=True)
 
 
-OLDEST: Final = {"flask": ("flask", "2.0")}
-HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
-    "flask.app": _hook,
-    "flask.signals": _listen,
-}
+FRAMEWORK: Final = Framework(
+    name="Flask",
+    package="flask",
+    distribution="flask",
+    oldest="2.0",
+    instrumentation="flask",
+    wsgi={"flask.app": lambda module: trace_class(module.Flask)},
+    routes={"flask.app": _note_route},
+    exceptions={"flask.app": _note_errors, "flask.signals": _listen},
+)

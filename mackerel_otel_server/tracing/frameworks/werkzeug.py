@@ -8,36 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from mackerel_otel_server.imitation import imitates
-from mackerel_otel_server.log import log
-from mackerel_otel_server.tracing import bodies
-from mackerel_otel_server.tracing.request import of
-from mackerel_otel_server.tracing.wsgi import trace_class
+from mackerel_otel_server.tracing.framework import Framework, after, before
+from mackerel_otel_server.tracing.requests import wsgi_body
+from mackerel_otel_server.tracing.requests.request import of
+from mackerel_otel_server.tracing.requests.wsgi import trace_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import ModuleType
 
 
-def _note_mounts(module: ModuleType) -> None:
-    cls: Any = module.DispatcherMiddleware
-    original = cls.__call__
-
-    @imitates(original)
-    def dispatch(self: Any, environ: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            if (begun := of(environ)) is not None:
-                begun.add_prefix(_mount(self.mounts, environ.get("PATH_INFO", "")))
-        except Exception:
-            log.debug("no mount", exc_info=True)
-        return original(self, environ, *args, **kwargs)
-
-    cls.__call__ = dispatch
-    trace_class(cls)
+def _note_mount(dispatcher: Any, environ: Any, *_args: Any, **_kwargs: Any) -> None:
+    if (begun := of(environ)) is not None:
+        begun.prefix += _mount(dispatcher.mounts, environ.get("PATH_INFO", ""))
 
 
 def _mount(mounts: Any, path: str) -> str:
-    """Return the longest of the paths in ``mounts`` that ``path`` is below, as the dispatcher finds it."""
+    """Return the longest path in ``mounts`` that ``path`` begins with, as the dispatcher finds it."""
     while "/" in path:
         if path in mounts:
             return path
@@ -45,37 +31,34 @@ def _mount(mounts: Any, path: str) -> str:
     return ""
 
 
-OLDEST: Final = {"werkzeug": ("werkzeug", "2.0")}
-
-
 def _know_complete_bodies(module: ModuleType) -> None:
-    """Tell the request which iterator stands for a list of parts, as in nearly all of Flask's responses.
+    """Tell the request that a body is a list of parts, although Werkzeug returns an iterator, as for most of Flask's.
 
     https://werkzeug.palletsprojects.com/en/stable/wrappers/#werkzeug.wrappers.Response.get_app_iter
     """
-    cls: Any = module.Response
-    original = cls.get_app_iter
 
-    @imitates(original)
-    def get_app_iter(self: Any, environ: Any) -> Any:
-        body = original(self, environ)
-        try:
-            if self.is_sequence and (begun := of(environ)) is not None:
-                begun.complete_body = body
-        except Exception:
-            log.debug("nobody knows whether a body is complete", exc_info=True)
-        return body
+    def note(body: Any, response: Any, environ: Any) -> None:
+        if response.is_sequence and (begun := of(environ)) is not None:
+            begun.complete_body = body
 
-    cls.get_app_iter = get_app_iter
+    after(module.Response, "get_app_iter", note, "nobody knows whether a body is complete")
 
 
 def _follow_close(module: ModuleType) -> None:
     """Note what fails when a complete body is closed, such as a function of Response.call_on_close()."""
-    bodies.follow_close(module.ClosingIterator)
+    wsgi_body.follow_close(module.ClosingIterator)
 
 
-HOOKS: Final[dict[str, Callable[[ModuleType], None]]] = {
-    "werkzeug.middleware.dispatcher": _note_mounts,
-    "werkzeug.wrappers.response": _know_complete_bodies,
-    "werkzeug.wsgi": _follow_close,
-}
+FRAMEWORK: Final = Framework(
+    name="Werkzeug",
+    package="werkzeug",
+    distribution="werkzeug",
+    oldest="2.0",
+    wsgi={"werkzeug.middleware.dispatcher": lambda module: trace_class(module.DispatcherMiddleware)},
+    routes={
+        "werkzeug.middleware.dispatcher": lambda module: before(
+            module.DispatcherMiddleware, "__call__", _note_mount, "no mount"
+        )
+    },
+    responses={"werkzeug.wrappers.response": _know_complete_bodies, "werkzeug.wsgi": _follow_close},
+)

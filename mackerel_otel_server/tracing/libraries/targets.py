@@ -1,4 +1,4 @@
-"""Which library an installed instrumentation is for; its metadata tell, so that nothing is imported to find out."""
+"""Which library an installed instrumentation is for. Its metadata tell, so nothing is imported to find that out."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import re
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import TYPE_CHECKING, Final
 
+from mackerel_otel_server.tracing.libraries import known
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from importlib.metadata import EntryPoint
-
-_MODULES: Final = {
-    "aiohttp-server": "aiohttp.web",  # which `import aiohttp` does not import
-    "urllib": "urllib.request",
-}
-"""Entry point -> the module to wait for, where the metadata would tell too little."""
 
 # As in METADATA: Requires-Dist: psycopg2-binary>=2.7.3.1; extra == 'instruments-any'
 _REQUIRES: Final = re.compile(r"^Requires-Dist:(.*)$", re.MULTILINE)
@@ -36,7 +32,7 @@ def modules_of(entry_point: EntryPoint) -> set[frozenset[str]]:
 
 
 def _alternatives(entry_point: EntryPoint) -> Iterator[frozenset[str]]:
-    if module := _MODULES.get(entry_point.name):
+    if module := known.about(entry_point.name).module:
         yield frozenset({module})
         return
     requirements = [found for line in _requirements(entry_point) if (found := _INSTRUMENTS.match(line))]
@@ -47,12 +43,12 @@ def _alternatives(entry_point: EntryPoint) -> Iterator[frozenset[str]]:
         # One distribution for two libraries, such as botocore and aiobotocore, with an entry point for each.
         one_of = [name for name in one_of if _as_module(name) == own_name]
     if not requirements:
-        # A part of the standard library, or no word about what it is for: the library of the same name.
+        # The library is a part of Python, or the metadata do not name it: take the library of the same name.
         yield frozenset({own_name})
     else:
         for alternative in one_of or [None]:
             names = [*all_of, alternative] if alternative else all_of
-            # Of a distribution that brings several modules, any one is enough.
+            # Where a distribution brings several modules, the import of any one of them is enough.
             yield from map(frozenset, itertools.product(*map(_modules_in, names)))
 
 
@@ -61,7 +57,7 @@ def _requirements(entry_point: EntryPoint) -> Iterable[str]:
     if dist is None:
         return ()
     metadata = dist.read_text("METADATA")
-    # Not dist.requires where it can be avoided: that parses the description as well, a README of any length.
+    # dist.requires would parse the description as well, which is a README of any length.
     return _REQUIRES.findall(metadata.partition("\n\n")[0]) if metadata else dist.requires or ()
 
 
@@ -76,7 +72,7 @@ def _modules_in(requirement: str) -> frozenset[str]:
     try:
         dist = distribution(requirement)
     except PackageNotFoundError:
-        # Not installed. Should the module come from elsewhere, the instrumentor says what it thinks of it.
+        # Not installed. If the module comes from elsewhere, the instrumentor itself compares the version.
         return frozenset({guess})
     record = dist.read_text("RECORD")
     if record is None:  # as Debian packages it

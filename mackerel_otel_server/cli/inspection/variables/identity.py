@@ -1,4 +1,4 @@
-"""Who is speaking: attributes that are not called what they are meant to be."""
+"""Who sends the spans: attributes whose names are probably slips."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli.inspection.findings import Finding
+from mackerel_otel_server.cli.inspection.findings import Finding, warn
 from mackerel_otel_server.settings import catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mackerel_otel_server.settings import Settings
     from mackerel_otel_server.settings.reader import Reader
 
 _ENVIRONMENT: Final = "deployment.environment.name"
@@ -31,7 +30,7 @@ KNOWN: Final = (
     *("telemetry.sdk.name", "telemetry.sdk.language", "telemetry.sdk.version", "webengine.name"),
 )
 _LIKENESS: Final = 0.88
-"""Of ``difflib``: ``service.nmae`` is near enough to ``service.name``, ``service.team`` is not."""
+"""A ratio of ``difflib``: ``service.nmae`` is near enough to ``service.name``, ``service.team`` is not."""
 
 
 def findings(source: Reader) -> Iterator[Finding]:
@@ -44,18 +43,11 @@ def findings(source: Reader) -> Iterator[Finding]:
             continue
         typed = value.replace("%", "%25").replace(",", "%2C")
         old = given == _OLD_ENVIRONMENT
-        yield Finding(
-            "WARN",
+        yield warn(
             f"{variable} holds {given!r}, " + ("the old name of" if old else "which is near to") + f" {meant!r}",
             f"Mackerel looks for {meant} first" if old else f"Mackerel gets it under that name, and not as {meant}",
             f"type {meant}={typed} in its place in {variable}",
         )
-
-
-def in_force(source: Reader, settings: Settings) -> Iterator[Finding]:
-    """Say under which name; of a name that nobody gave, settings warns."""
-    if source.text(catalogue.SERVICE_NAME) or source.pairs(catalogue.RESOURCE_ATTRIBUTES).get("service.name"):
-        yield Finding("OK", f"the service name is {settings.service_name!r}")
 
 
 def _meant(given: str, attributes: Mapping[str, str]) -> str | None:
@@ -65,10 +57,9 @@ def _meant(given: str, attributes: Mapping[str, str]) -> str | None:
     if given == _OLD_ENVIRONMENT or given.lower() in _NOT_ENVIRONMENT:
         return None if _ENVIRONMENT in attributes else _ENVIRONMENT
     bare = {_bare(name): name for name in KNOWN}
-    near = [bare[_bare(given)]] if _bare(given) in bare else get_close_matches(given.lower(), KNOWN, 1, _LIKENESS)
-    # One's own attribute may go on where a known one ends.
-    near = [name for name in near if name not in attributes and not given.startswith(f"{name}.")]
-    return near[0] if near else None
+    near = bare.get(_bare(given)) or next(iter(get_close_matches(given.lower(), KNOWN, 1, _LIKENESS)), None)
+    # An operator's own attribute may have a known name at its beginning.
+    return None if near is None or near in attributes or given.startswith(f"{near}.") else near
 
 
 def _bare(name: str) -> str:

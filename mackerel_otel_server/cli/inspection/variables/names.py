@@ -1,4 +1,4 @@
-"""Variables that have no effect here, for want of a letter or because nobody reads them."""
+"""Variables that have no effect here: their name has a slip, or nobody reads them."""
 
 from __future__ import annotations
 
@@ -9,42 +9,46 @@ from typing import TYPE_CHECKING, Final
 
 import opentelemetry
 
-from mackerel_otel_server.cli.inspection import files
-from mackerel_otel_server.cli.inspection.findings import Finding
+from mackerel_otel_server.cli.all_variables import VARIABLES
+from mackerel_otel_server.cli.inspection.findings import Finding, warn
+from mackerel_otel_server.cli.inspection.project import files
 from mackerel_otel_server.cli.inspection.variables import quotes
 from mackerel_otel_server.cli.text import printable
-from mackerel_otel_server.settings.catalogue import CATALOGUE, TIMEOUT
+from mackerel_otel_server.settings.catalogue import EXPORT_TIMEOUT, WHY_NO_EXPORT_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
 _BEGINNINGS: Final = ("OTEL", "OTLP", "MACK")
 _OURS: Final = tuple(
-    name for variable in CATALOGUE for name in variable.names if name.startswith(("OTEL_", "MACKEREL_"))
+    name for variable in VARIABLES for name in variable.names if name.startswith(("OTEL_", "MACKEREL_"))
 )
 _WORDS: Final = frozenset(word for name in _OURS for word in name.split("_"))
 _URL_DECIDES: Final = "the endpoint's URL says whether it is http or https"
-_NO_CREDENTIALS: Final = "the API key and OTEL_EXPORTER_OTLP_HEADERS are all that is sent along"
-_PROVIDER: Final = "OTEL_PYTHON_EXPORTER_OTLP"
+_OF_STARTER: Final = "only opentelemetry-instrument reads it, and where that starts the server, this package stays off"
 NO_EFFECT: Final = {
     "OTEL_EXPORTER_OTLP_INSECURE": _URL_DECIDES,
     "OTEL_EXPORTER_OTLP_TRACES_INSECURE": _URL_DECIDES,
-    "OTEL_BSP_EXPORT_TIMEOUT": f"{TIMEOUT.names[-1]} is the limit of a request",
+    EXPORT_TIMEOUT.name: WHY_NO_EXPORT_TIMEOUT,
     "OTEL_PYTHON_ID_GENERATOR": "ids are random",
     "OTEL_PYTHON_TRACER_CONFIGURATOR": "every tracer is on",
     "OTEL_CONFIG_FILE": "the settings come from variables only",
     "OTEL_LOG_LEVEL": "the server's own log level is in force",
-    "OTEL_PYTHON_AUTO_INSTRUMENTATION_EXPERIMENTAL_GEVENT_PATCH": "only opentelemetry-instrument reads it",
-    f"{_PROVIDER}_HTTP_CREDENTIAL_PROVIDER": _NO_CREDENTIALS,
-    f"{_PROVIDER}_HTTP_TRACES_CREDENTIAL_PROVIDER": _NO_CREDENTIALS,
-    f"{_PROVIDER}_GRPC_CREDENTIAL_PROVIDER": _NO_CREDENTIALS,
-    f"{_PROVIDER}_GRPC_TRACES_CREDENTIAL_PROVIDER": _NO_CREDENTIALS,
+    "OTEL_PYTHON_AUTO_INSTRUMENTATION_EXPERIMENTAL_GEVENT_PATCH": _OF_STARTER,
+    "OTEL_PYTHON_CONFIGURATOR": _OF_STARTER,
+    "OTEL_PYTHON_DISTRO": _OF_STARTER,
+    **dict.fromkeys(
+        (
+            f"OTEL_PYTHON_EXPORTER_OTLP_{of}_CREDENTIAL_PROVIDER"
+            for of in ("HTTP", "HTTP_TRACES", "GRPC", "GRPC_TRACES")
+        ),
+        "the API key and OTEL_EXPORTER_OTLP_HEADERS are all that is sent along",
+    ),
 }
-"""What OpenTelemetry has and this package does not obey, and why nothing comes of it."""
-_OTHER_EXPORTERS: Final = re.compile(r"OTEL_EXPORTER_(ZIPKIN|JAEGER)_\w+")
-_OTHER_SIGNALS: Final = re.compile(
+"""Variables of OpenTelemetry that this package does not obey, and why."""
+_OF_OTHERS: Final = re.compile(
     r"OTEL_(METRICS?|LOGS?|BLRP|LOGRECORD|PROFILES?)_\w+"
-    r"|OTEL_EXPORTER_(OTLP_(METRICS|LOGS|PROFILES)|PROMETHEUS)_\w+"
+    r"|OTEL_EXPORTER_(OTLP_(METRICS|LOGS|PROFILES)|PROMETHEUS|ZIPKIN|JAEGER)_\w+"
     r"|OTEL_PYTHON_(LOG|LOGGING|LOGGER|METER)_\w+"
 )
 _LIKENESS: Final = 0.8
@@ -54,32 +58,24 @@ _LIKENESS_OF_WORDS: Final = 0.65
 
 
 def findings(environ: Mapping[str, str], env_lines: Collection[str] = ()) -> Iterator[Finding]:
-    """Look at all names that begin as ours and OpenTelemetry's do. Their values are not shown: one may be a key.
-
-    Args:
-        environ: The variables.
-        env_lines: Those that a line ``env = NAME=value`` of uWSGI sets.
-    """
-    for name in sorted(environ):
-        if (bare := name.strip("\"' ")) != name and bare in _OURS:
-            yield Finding(
-                "WARN",
-                f"the name {name!r} holds a quote or a blank",
-                "it has no effect: nobody reads a variable of that name",
-                f"{quotes.line(bare, [bare] if name in env_lines else [])}… without it",
-            )
+    """Look at all names that begin as ours and OpenTelemetry's do. Their values are not shown: one may be a key."""
     theirs = _installed()
-    for name in sorted(name for name, value in environ.items() if name.upper().startswith(_BEGINNINGS) and value):
-        if name != name.strip("\"' "):
+    for name, value in sorted(environ.items()):
+        if (bare := name.strip("\"' ")) != name:
+            if bare in _OURS:
+                yield warn(
+                    f"the name {name!r} holds a quote or a blank",
+                    "it has no effect: nobody reads a variable of that name",
+                    f"{quotes.line(bare, [bare] if name in env_lines else [])}… without it",
+                )
+        elif not value or not name.upper().startswith(_BEGINNINGS):
             continue
-        reason = NO_EFFECT.get(name) or ("spans are sent over OTLP only" if _OTHER_EXPORTERS.fullmatch(name) else None)
-        if reason:
-            yield Finding("WARN", f"{name} is set, and has no effect here", reason, f"unset {name}")
-        elif name not in _OURS and name not in theirs and not _OTHER_SIGNALS.fullmatch(name):
+        elif reason := NO_EFFECT.get(name):
+            yield warn(f"{name} is set, and has no effect here", reason, f"unset {name}")
+        elif name not in _OURS and name not in theirs and not _OF_OTHERS.fullmatch(name):
             likeness, near = max((_likeness(name.upper(), known), known) for known in (*_OURS, *theirs))
             if likeness > 0 and near in _OURS:
-                yield Finding(
-                    "WARN",
+                yield warn(
                     f"{printable(name)} is not known; near to it is {near}",
                     "it has no effect here",
                     f"if that was meant, type {near} instead of {printable(name)}",

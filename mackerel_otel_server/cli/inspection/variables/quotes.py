@@ -1,12 +1,13 @@
-"""Quotes that no shell has taken away: ``docker run --env-file`` and uWSGI's ``env``, say, keep them."""
+"""Quotes around a value that no shell has removed: ``docker run --env-file`` and uWSGI's ``env`` keep them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mackerel_otel_server.cli.inspection.findings import Finding
+from mackerel_otel_server.cli.all_variables import VARIABLES
+from mackerel_otel_server.cli.inspection.findings import Finding, warn
 from mackerel_otel_server.settings import API_KEY_HEADER, catalogue
-from mackerel_otel_server.settings.shown import shown
+from mackerel_otel_server.settings.shown_value import shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -17,29 +18,22 @@ _QUOTES: Final = ("'", '"')
 
 
 def findings(source: Reader, env_lines: Collection[str]) -> Iterator[Finding]:
-    """Look at all values that settings takes as they are; the API key is looked at elsewhere.
-
-    Args:
-        source: The variables.
-        env_lines: Those that a line ``env = NAME=value`` of uWSGI sets.
-    """
-    name, _ = source.first(catalogue.HEADERS)
+    """Look at all values that settings takes as they are, except the API key, which has its own inspection."""
     pairs = source.pairs(catalogue.HEADERS)
-    pairs = {header: value for header, value in pairs.items() if header.lower() != API_KEY_HEADER.lower()}
-    if name not in source.wrong and _any(pairs):
-        yield Finding(
-            "WARN",
-            f"{name} holds quotes around a name or a value",
-            "they are sent as a part of the header" + kept(name, env_lines),
-            f"{line(name, env_lines)}name=value,name=value without quotes",
-        )
-    name, typed = source.first(catalogue.RESOURCE_ATTRIBUTES)
-    if name not in source.wrong and _any(source.pairs(catalogue.RESOURCE_ATTRIBUTES)):
-        yield _quoted(name, typed, "".join(one for one in typed if one not in _QUOTES), env_lines)
-    for variable in catalogue.CATALOGUE:
+    headers = {header: value for header, value in pairs.items() if header.lower() != API_KEY_HEADER.lower()}
+    for variable in VARIABLES:
         name, typed = source.first(variable)
-        apart = variable.secret or variable is catalogue.RESOURCE_ATTRIBUTES or name in source.wrong
-        if not apart and len(typed) > 1 and typed[0] == typed[-1] and typed[0] in _QUOTES:
+        if name in source.wrong:
+            continue
+        if variable is catalogue.HEADERS and _any(headers):
+            yield warn(
+                f"{name} holds quotes around a name or a value",
+                "they are sent as a part of the header" + kept(name, env_lines),
+                f"{line(name, env_lines)}name=value,name=value without quotes",
+            )
+        elif variable is catalogue.RESOURCE_ATTRIBUTES and _any(source.pairs(variable)):
+            yield _quoted(name, typed, "".join(one for one in typed if one not in _QUOTES), env_lines)
+        elif not variable.secret and len(typed) > 1 and typed[0] == typed[-1] and typed[0] in _QUOTES:
             text = shown(variable, typed)
             yield _quoted(name, text, text.strip("".join(_QUOTES)), env_lines)
 
@@ -59,8 +53,7 @@ def _any(pairs: dict[str, str]) -> bool:
 
 
 def _quoted(name: str, typed: str, bare: str, env_lines: Collection[str]) -> Finding:
-    return Finding(
-        "WARN",
+    return warn(
         f"{name}={typed!r} holds quotes",
         "they are a part of the value" + kept(name, env_lines),
         line(name, env_lines) + bare,

@@ -1,0 +1,1 @@
+"""What Gunicorn is going to do with its configuration."""

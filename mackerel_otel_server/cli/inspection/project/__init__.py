@@ -1,0 +1,1 @@
+"""What the files of a project say: which server, which application, which calls of ours."""

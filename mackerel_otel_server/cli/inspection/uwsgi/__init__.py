@@ -1,0 +1,1 @@
+"""What uWSGI is going to do with its ini file."""

@@ -1,0 +1,30 @@
+"""OpenTelemetry's instrumentation for PEP 249 makes the spans of queries, for MACKEREL_OTEL_PARTS=standard.
+
+It puts an object of its own around each connection that the driver's ``connect()`` returns. Queries that come by
+another way make no span.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.instrumentation.dbapi import trace_integration
+
+from mackerel_otel_server.process.log import log
+
+if TYPE_CHECKING:
+    from mackerel_otel_server.tracing.databases.driver import Driver
+
+
+def trace(driver: Driver, module: Any) -> None:
+    """Trace a driver that has just been imported, if its connections may be wrapped in an object."""
+    if not driver.takes_wrapped_connections:
+        log.info("MACKEREL_OTEL_PARTS=standard: the queries of %s are not traced", driver.name)
+        return
+    connect = module.connect
+    # sqlite3.dbapi2 has the same function, and Django calls that one.
+    modules: list[tuple[str, Any]] = list(sys.modules.items())
+    for name, other in modules:
+        if (other is module or name.startswith(f"{driver.module}.")) and vars(other).get("connect") is connect:
+            trace_integration(other, "connect", driver.system)
