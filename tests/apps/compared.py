@@ -10,6 +10,7 @@ import mackerel_otel_server
 mackerel_otel_server.instrument()
 
 import flask  # noqa: E402
+import sqlalchemy  # noqa: E402 - this package applies its instrumentation, which is installed
 from opentelemetry import trace  # noqa: E402
 
 found = {}
@@ -77,6 +78,9 @@ def plain(environ, start_response):
         connection.cursor().execute("SELECT 1")
         connection.execute("SELECT 2")
         connection.close()
+    if environ["PATH_INFO"] == "/sqlalchemy":
+        with sqlalchemy.create_engine("sqlite://").connect() as connection:
+            connection.execute(sqlalchemy.text("SELECT 3"))
     if environ["PATH_INFO"] == "/surrogate":
         with trace.get_tracer("compared").start_as_current_span("\ud800"):
             pass
@@ -104,7 +108,7 @@ def page_500():
     raise LookupError("Flask answers this")
 
 
-for path in ("/plain", "/nested", "/excluded", "/queries"):
+for path in ("/plain", "/nested", "/excluded", "/queries", "/sqlalchemy"):
     call(plain, path)
 call(plain, "/closed", read=False)
 call(plain, "/secret", query="sig=topsecret", HTTP_USER_AGENT="x" * 10_000)

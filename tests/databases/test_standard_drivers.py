@@ -1,0 +1,71 @@
+"""Queries with OpenTelemetry's own parts (MACKEREL_OTEL_PARTS=standard): what holds for each driver."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from querying import DRIVERS, Database, Run
+
+REGISTER = "databases.register(uses_standard_parts=lambda: True)\n"
+ORDERS = {
+    "before the driver": REGISTER + "import {0} as driver\n",
+    "after the driver": "import {0} as driver\n" + REGISTER,
+}
+QUERIES = """
+with parent() as span, closing(driver.connect(**ADDRESS)) as connection:
+    cursor = connection.cursor()
+    cursor.execute("SELECT {mark}", (SECRET,))
+    rows = [row[0] for row in cursor.fetchall()]
+    try:
+        cursor.execute("SELEKT 1")
+    except driver.Error as error:
+        name = type(error).__name__
+    connection.rollback()
+report(rows=rows, error=name, parent=format(span.get_span_context().span_id, "#018x"))
+"""
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("database", DRIVERS, indirect=True)
+def test_each_query_is_one_client_span_of_opentelemetrys_dbapi(run: Run, database: Database, order: str) -> None:
+    # Of psycopg2, whose functions refuse a wrapped connection, only psycopg2's own instrumentation can trace queries.
+    own = database.module == "psycopg2"
+    result = run(
+        ORDERS[order].format(database.module) + QUERIES.replace("{mark}", database.placeholder),
+        database.address,
+        own=own,
+    )
+    assert result.facts["rows"] == ["s3cret-value"]
+    right, wrong = result.spans
+    assert {span["parent_id"] for span in result.spans} == {result.facts["parent"]}
+    assert {span["kind"] for span in result.spans} == {"SpanKind.CLIENT"}
+    texts = [span["attributes"].get("db.query.text", span["attributes"].get("db.statement")) for span in result.spans]
+    assert texts == [f"SELECT {database.placeholder}", "SELEKT 1"]
+    assert right["status"]["status_code"] == "UNSET"
+    assert wrong["status"]["status_code"] == "ERROR"
+    assert result.facts["error"] in wrong["events"][0]["attributes"]["exception.type"]
+    assert "s3cret-value" not in json.dumps(result.spans)
+
+
+@pytest.mark.parametrize("database", ["psycopg2"], indirect=True)
+def test_a_driver_that_refuses_wrapped_connections_works_untraced_and_the_log_says_so(
+    run: Run, database: Database
+) -> None:
+    result = run(
+        REGISTER
+        + """
+import psycopg2
+from psycopg2.extras import register_default_json
+with parent(), closing(psycopg2.connect(**ADDRESS)) as connection:
+    register_default_json(connection)
+    cursor = connection.cursor()
+    cursor.execute("SELECT 1")
+    rows = cursor.fetchall()
+report(rows=rows)
+""",
+        database.address,
+    )
+    assert result.facts["rows"] == [[1]]
+    assert result.spans == []
+    assert "MACKEREL_OTEL_PARTS=standard: the queries of psycopg2 are not traced" in result.log
