@@ -22,6 +22,7 @@ from mackerel_otel_server.tracing import on_or_off
 from mackerel_otel_server.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from mackerel_otel_server.pipeline import ForkAwareSpanProcessor
@@ -32,6 +33,8 @@ _AFTER_THE_REST: Final = -1
 """The priority of what multiprocessing runs at the end of a process: after it has closed its pools and queues."""
 _END_OF_A_REQUEST: Final = 0.1
 """Seconds."""
+_WHILE_THE_SERVER_GOES_ON: Final = 0.5
+"""Seconds for which a leaving worker sends, while others can send what it leaves."""
 
 
 @dataclass(slots=True)
@@ -47,6 +50,8 @@ class _Worker:
     is_registered: bool = False
     settings: Settings | None = None
     processor: ForkAwareSpanProcessor | None = None
+    server_goes_on: Callable[[], bool] = lambda: False
+    """Whether other workers of this server stay when this one leaves."""
     traces_in_children: bool = False
     """Whether a process that is forked after the end of tracing in this one traces."""
 
@@ -222,7 +227,7 @@ def stop(timeout: float | None = None, *, others_serve: bool = False) -> bool:
     Args:
         timeout: Seconds; None for ``MACKEREL_OTEL_SHUTDOWN_TIMEOUT``.
         others_serve: Other threads go on serving until the process ends, which is about to happen. What they serve is
-            traced, and what is too late to be sent is in the numbers of share_counts().
+            traced, and what is too late to be sent is in the journal.
 
     Returns:
         Whether everything was delivered.
@@ -243,7 +248,9 @@ def stop(timeout: float | None = None, *, others_serve: bool = False) -> bool:
             return _report_too_late(worker, pipeline)
         worker.others_serve = others_serve
         worker.has_stopped = True
-        delivered, interruption = _stop(worker, pipeline, shutdown_timeout() if timeout is None else timeout)
+        delivered, interruption = _stop(
+            worker, pipeline, _time_to_stop(worker, pipeline) if timeout is None else timeout
+        )
         worker_log.report_end(pipeline, delivered=delivered)
         worker.too_late_reported = pipeline.too_late()
     except Exception:
@@ -252,6 +259,15 @@ def stop(timeout: float | None = None, *, others_serve: bool = False) -> bool:
     if interruption is not None:
         raise interruption
     return delivered
+
+
+def note_server(goes_on: Callable[[], bool]) -> None:
+    """Tell this worker whether its server goes on when the worker leaves.
+
+    Args:
+        goes_on: Tells it. Other workers then send what this one leaves in its journal, so that it need not wait.
+    """
+    _own().server_goes_on = goes_on
 
 
 def is_stopping() -> bool:
@@ -272,17 +288,6 @@ def stats() -> dict[str, Any]:
         return {}
     counts = pipeline.counts()
     return {**asdict(counts), "queued": counts.queued}
-
-
-def share_counts(counts: memoryview) -> None:
-    """Keep the numbers of this process's finished and settled spans where another process can read them.
-
-    Args:
-        counts: Two 64-bit integers.
-    """
-    processor = _own().processor
-    if processor is not None:
-        processor.pipeline().share_counts(counts)
 
 
 def leave_reports_to_others(*, of_settings: bool) -> None:
@@ -431,6 +436,14 @@ def _started(pipeline: Pipeline) -> None:
     # then, but multiprocessing's finalizers do, and a child begins without those of its parent.
     if util := sys.modules.get("multiprocessing.util"):
         util.Finalize(None, stop, exitpriority=_AFTER_THE_REST)
+
+
+def _time_to_stop(worker: _Worker, pipeline: Pipeline) -> float:
+    """Return the seconds that a leaving worker spends on sending, unless somebody says how many."""
+    timeout = shutdown_timeout()
+    if pipeline.keeps_what_is_left and worker.server_goes_on():
+        return min(timeout, _WHILE_THE_SERVER_GOES_ON)
+    return timeout
 
 
 def _stop(worker: _Worker, pipeline: Pipeline, timeout: float) -> tuple[bool, BaseException | None]:

@@ -136,6 +136,8 @@ def report_end(pipeline: Pipeline, *, delivered: bool) -> None:
     lost = +lost
     reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
     in_words = f"{sum(lost.values())} ({reasons})" if lost else "0"
+    if counts.left:
+        in_words += f", left {counts.left} in the journal, which another worker or the next start sends"
     if pipeline.gave_up and lost[pipeline.why_unsent]:
         log.warning(
             "sent %d spans in %d requests, lost %s; the last attempt to send had failed, so the worker waited no "
@@ -145,7 +147,7 @@ def report_end(pipeline: Pipeline, *, delivered: bool) -> None:
             in_words,
         )
     else:
-        write = log.info if delivered else log.warning
+        write = log.warning if lost or not (delivered or counts.left) else log.info
         write("sent %d spans in %d requests, lost %s", counts.delivered, counts.requests, in_words)
 
 

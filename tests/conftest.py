@@ -32,6 +32,12 @@ for _number, _action in ((signal.SIGINT, signal.default_int_handler), (signal.SI
         signal.signal(_number, _action)
 
 
+@pytest.fixture(autouse=True)
+def _spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a folder of its own for the journals."""
+    monkeypatch.setenv("MACKEREL_OTEL_SPOOL", str(tmp_path / "spool"))
+
+
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     """The far end, with Mackerel's manners."""

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import TracerProvider
 
+from mackerel_otel_server.pipeline.adoption import Adopter
 from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.pipeline.exporter import Exporter
+from mackerel_otel_server.pipeline.journal import Journal
 from mackerel_otel_server.pipeline.processor import ForkAwareSpanProcessor, Pipeline
 from mackerel_otel_server.pipeline.resource import make_resource
 from mackerel_otel_server.pipeline.sampler import Unless, is_sampled_by, make_sampler
 from mackerel_otel_server.pipeline.sender import Sender
 from mackerel_otel_server.pipeline.spans import Provider
+from mackerel_otel_server.pipeline.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +53,12 @@ def make_tracer_provider(
             from mackerel_otel_server.pipeline.standard import StandardSender
 
             return StandardSender(settings, new_api_key)
-        return Sender(settings, Encoder(own_resource), make_exporter(settings), new_api_key)
+        encoder, exporter = Encoder(own_resource), make_exporter(settings)
+        if settings.spool is None:
+            return Sender(settings, encoder, exporter, new_api_key)
+        spool, destination = Spool(settings.spool), exporter.destination
+        journal = Journal(spool, encoder, destination, os.getpid())
+        return Sender(settings, encoder, exporter, new_api_key, journal, Adopter(spool, destination))
 
     def make_pipeline() -> Pipeline:
         of_this_process = resource.attributes["process.pid"] == os.getpid()

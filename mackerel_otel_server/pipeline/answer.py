@@ -122,6 +122,15 @@ class Answer:
     again: bool = False
 
     @property
+    def reason(self) -> str:
+        """Why spans are lost, for the line of the log that counts them; empty where all is well."""
+        if self.unconfirmed:
+            return "unconfirmed"
+        if self.cause is None:
+            return ""
+        return "API key refused" if self.cause is Cause.KEY else self.cause.name.lower().replace("_", " ")
+
+    @property
     def advice(self) -> Advice:
         """What follows, and what to do; both are empty where all is well."""
         return UNCONFIRMED if self.unconfirmed else self.cause.value if self.cause else Advice("", "")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from opentelemetry.sdk.resources import Resource
@@ -59,6 +59,8 @@ _EMPTY: Final = Column(b"")
 
 EncodedSpan: TypeAlias = "tuple[InstrumentationScope | None, bytes]"
 """A span's scope, and the span as field 2 of ``ScopeSpans`` (tag, length, ``Span``), ready to be joined with others."""
+QueuedSpan: TypeAlias = "tuple[InstrumentationScope | None, bytes, tuple[Any, int] | None]"
+"""The same, and where in the journal it is: ``journal.Place``."""
 
 
 class Encoder:
@@ -183,23 +185,38 @@ class Encoder:
             cache.offer(column, value, data)
         return data
 
-    def assemble(self, spans: Sequence[EncodedSpan]) -> bytes:
+    @property
+    def resource_fields(self) -> tuple[bytes, bytes]:
+        """The resource and its schema URL, as fields of ``ResourceSpans``."""
+        return self._resource, self._schema_url
+
+    def assemble(self, spans: Sequence[EncodedSpan] | Sequence[QueuedSpan]) -> bytes:
         """Join spans to one ``ExportTraceServiceRequest``, grouped by scope, in their order within a scope."""
         by_scope: dict[int, list[bytes]] = {}
         by_content: dict[tuple[bytes, bytes], list[bytes]] = {}
-        for scope, data in spans:
+        for span in spans:
+            scope = span[0]
             group = by_scope.get(id(scope))
             if group is None:  # two objects may be the same scope
-                group = by_scope[id(scope)] = by_content.setdefault(_scope(scope), [])
-            group.append(data)
-        if not by_content:
-            return b""
-        parts = [self._resource]
-        for (scope_bytes, schema_url), group in by_content.items():
-            size = len(scope_bytes) + sum(map(len, group)) + len(schema_url)
-            parts += (b"\x12" + varint(size), scope_bytes, *group, schema_url)  # scope_spans = 2
-        parts.append(self._schema_url)
-        return b"".join((b"\x0a", varint(sum(map(len, parts))), *parts))  # resource_spans = 1
+                group = by_scope[id(scope)] = by_content.setdefault(scope_fields(scope), [])
+            group.append(span[1])
+        return assemble(self._resource, self._schema_url, by_content) if by_content else b""
+
+
+def assemble(resource: bytes, schema_url: bytes, spans: Mapping[tuple[bytes, bytes], Sequence[bytes]]) -> bytes:
+    """Return an ``ExportTraceServiceRequest``.
+
+    Args:
+        resource: As a field of ``ResourceSpans``.
+        schema_url: Of the resource, likewise.
+        spans: As fields of ``ScopeSpans``, by what scope_fields() returns.
+    """
+    parts = [resource]
+    for (scope, scope_schema_url), group in spans.items():
+        size = len(scope) + sum(map(len, group)) + len(scope_schema_url)
+        parts += (b"\x12" + varint(size), scope, *group, scope_schema_url)  # scope_spans = 2
+    parts.append(schema_url)
+    return b"".join((b"\x0a", varint(sum(map(len, parts))), *parts))  # resource_spans = 1
 
 
 def _by_library(span: ReadableSpan) -> bytes:
@@ -279,7 +296,7 @@ def _link(link: Link) -> bytes:
     return ids + attributes + dropped + flags
 
 
-def _scope(scope: InstrumentationScope | None) -> tuple[bytes, bytes]:
+def scope_fields(scope: InstrumentationScope | None) -> tuple[bytes, bytes]:
     """Return ``scope`` = 1 and ``schema_url`` = 3 of ``ScopeSpans``."""
     if scope is None:
         return b"\x0a\x00", b""

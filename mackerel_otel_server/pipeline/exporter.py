@@ -15,6 +15,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Answer, Cause, Explainer, Fault
 from mackerel_otel_server.pipeline.connection import Connection
+from mackerel_otel_server.pipeline.fingerprint import Destination
 from mackerel_otel_server.process.log import log
 from mackerel_otel_server.settings import API_KEY_HEADER
 from mackerel_otel_server.settings.masking import of_header
@@ -116,6 +117,10 @@ class Exporter:
         if self._key is not None and api_key:
             self._key = api_key
             self._explainer.set_secrets(self._secrets())
+
+    def destination(self) -> Destination:
+        """Return where this sends to at present."""
+        return Destination(self._settings, self._key)
 
     def another(self) -> Exporter:
         """Make one for another thread."""

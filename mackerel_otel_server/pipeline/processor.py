@@ -68,11 +68,6 @@ class Pipeline:
         """Return how many spans were finished, delivered and lost so far."""
         return self._sender.counts() if self._sender is not None else Counts()
 
-    def share_counts(self, counts: memoryview) -> None:
-        """Keep two numbers where another process can read them; see Sender.share_counts()."""
-        if self._sender is not None:
-            self._sender.share_counts(counts)
-
     def flush(self, timeout: float) -> bool:
         """Send the queued spans now; return whether none was left after ``timeout`` seconds."""
         return self._sender is None or self._sender.flush(timeout)
@@ -85,6 +80,16 @@ class Pipeline:
     def stop(self, timeout: float) -> bool:
         """Send the queued spans, for ``timeout`` seconds at most; return whether all spans were delivered."""
         return self._sender is None or self._sender.stop(timeout)
+
+    def leave_journal_to_parent(self) -> None:
+        """Give the files of the journal up in a process that was forked."""
+        if self._sender is not None:
+            self._sender.leave_journal_to_parent()
+
+    @property
+    def keeps_what_is_left(self) -> bool:
+        """Whether another process will send the spans that this process does not send."""
+        return self._sender is not None and self._sender.keeps_what_is_left()
 
     @property
     def why_unsent(self) -> str:
@@ -147,7 +152,9 @@ class ForkAwareSpanProcessor(SpanProcessor):
     def _forget_parent(self) -> None:
         # Another thread of the parent process may hold the old lock for ever.
         self._lock = threading.Lock()
-        self._pipeline = None
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.leave_journal_to_parent()
         self._open.clear()
         self._many = _MANY
 

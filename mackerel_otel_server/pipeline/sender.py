@@ -1,7 +1,7 @@
 """The spans of one process are queued, encoded a few at a time, sent in batches by one thread, and counted.
 
-finished = delivered + lost + queued, at any moment. A signal handler may end a span while it has interrupted the end of
-another span. Therefore nothing here takes a lock that the interrupted thread could hold.
+finished = delivered + lost + left + queued, at any moment. A signal handler may end a span while it has interrupted the
+end of another span. Therefore nothing here takes a lock that the interrupted thread could hold.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.trace import SpanKind
 
 from mackerel_otel_server.pipeline import oversized_spans
 from mackerel_otel_server.pipeline.answer import Cause
@@ -25,8 +27,10 @@ from mackerel_otel_server.process.threads import threads_without_signals
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder
+    from mackerel_otel_server.pipeline.adoption import Adopter, LeftBehind
+    from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder, QueuedSpan
     from mackerel_otel_server.pipeline.exporter import Exporter
+    from mackerel_otel_server.pipeline.journal import Journal
     from mackerel_otel_server.settings import Settings
 
 BATCH_BYTES: Final = 3_500_000
@@ -38,6 +42,8 @@ QUEUE_BYTES: Final = 16_000_000
 """How much memory the queue may take while the endpoint is down; ``OTEL_BSP_MAX_QUEUE_SIZE`` limits it as well."""
 AFTER_A_FAILURE: Final = 0.5
 """Seconds for which a leaving worker still tries to send after a failed attempt."""
+# A constant, because CPython 3.10 and 3.11 take much longer to find the member of an enum.
+_SERVER: Final = SpanKind.SERVER
 # Reasons why spans are lost at the end of a process.
 NOT_IN_TIME: Final = "not sent in time"
 AFTER_FAILED_ATTEMPT: Final = "not sent after a failed attempt"
@@ -59,6 +65,8 @@ class Counts:
     bytes_sent: int = 0
     unanswered: int = 0
     """Those of the queued spans that are in a request which was sent and has no answer yet."""
+    left: int = 0
+    """Spans that this process leaves behind in its journal, for another process to send."""
 
     @property
     def all_lost(self) -> int:
@@ -68,7 +76,7 @@ class Counts:
     @property
     def queued(self) -> int:
         """Spans that are waiting or under way."""
-        return self.finished - self.delivered - self.all_lost
+        return self.finished - self.delivered - self.all_lost - self.left
 
 
 class Tally:
@@ -92,6 +100,7 @@ class _Book:
 
     def __init__(self, exporter: Exporter) -> None:
         self.exporter: Final = exporter
+        self.under_way: list[QueuedSpan] | None = None
         self.delivered = 0
         self.answered = 0
         self.lost: Counter[str] = Counter()
@@ -100,10 +109,25 @@ class _Book:
 class Sender:
     """The queue of one process and the thread that empties it."""
 
-    def __init__(
-        self, settings: Settings, encoder: Encoder, exporter: Exporter, new_api_key: Callable[[], str | None]
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a pipeline
+        self,
+        settings: Settings,
+        encoder: Encoder,
+        exporter: Exporter,
+        new_api_key: Callable[[], str | None],
+        journal: Journal | None = None,
+        adopter: Adopter | None = None,
     ) -> None:
-        """Start the thread: call after the fork only. ``new_api_key`` is that of make_tracer_provider()."""
+        """Start the thread: call after the fork only.
+
+        Args:
+            settings: Sizes and times.
+            encoder: Encodes the spans.
+            exporter: Sends them.
+            new_api_key: That of make_tracer_provider().
+            journal: Keeps the queued spans for the case that this process is killed.
+            adopter: Finds what processes that have ended left in their journals.
+        """
         self._settings = settings
         self._queue_size = settings.max_queue_size
         self._batch_size = settings.max_export_batch_size
@@ -111,20 +135,21 @@ class Sender:
         self._new_api_key = new_api_key
         self._together = min(ENCODED_TOGETHER, settings.max_export_batch_size)
         self._ended: deque[ReadableSpan] = deque()  # and not encoded yet
-        self._queue: deque[EncodedSpan] = deque()
+        self._queue: deque[QueuedSpan] = deque()
         self._queued_bytes = 0
         # A signal handler that has interrupted put() may call put() as well. That is not so for the set() of an Event.
         self._wake: queue.SimpleQueue[queue.SimpleQueue[None] | None] = queue.SimpleQueue()
         self._is_woken = False
         self._finished = Tally()
-        self._shared: memoryview | None = None
-        """Two numbers that another process can read; see share_counts()."""
-        self._ordinal = itertools.count(1).__next__
         self._full = Tally()
         self._unencodable = Tally()
         self._dropped = {"queue full": self._full, "not encodable": self._unencodable}
         """By reason, the spans that no exporter got."""
         self._has_cut = False
+        self._journal = journal
+        self._left = Tally()
+        self._adopter = adopter
+        self._adopted: LeftBehind | None = None
         self._book = _Book(exporter)
         self._rescue: _Book | None = None
         self._rescuing = _thread.allocate_lock()
@@ -151,10 +176,9 @@ class Sender:
     def put(self, span: ReadableSpan) -> None:
         """Queue a finished span; when enough spans wait, encode them in this thread. Never waits and never raises."""
         self._finished.add()
-        if (shared := self._shared) is not None:
-            shared[0] = self._ordinal()
         if (dropping := self._too_late or self._dropping) is not None:
-            dropping.add()
+            if self._too_late is None or not self._leave([span]):
+                dropping.add()
             return
         ended = self._ended
         if len(self._queue) + len(ended) >= self._queue_size or self._queued_bytes >= QUEUE_BYTES:
@@ -163,32 +187,57 @@ class Sender:
             self._wake_once()
             return
         ended.append(span)
-        if len(ended) >= self._together:
-            self._encode(self._together)
+        # A request's own span ends before its response is sent. What was answered must be in the journal by then.
+        if len(ended) >= self._together or (
+            self._journal is not None and (span.kind is _SERVER or (parent := span.parent) is None or parent.is_remote)
+        ):
+            self._encode(min(len(ended), self._together))
             if len(self._queue) >= self._batch_size or self._queued_bytes >= BATCH_BYTES:
                 self._wake_once()
 
     def _encode(self, count: int) -> None:
         """Encode up to ``count`` of the spans that have ended. Several threads may do so at the same time."""
-        ended = self._ended
-        for _ in range(count):
-            try:
-                span = ended.popleft()
-            except IndexError:
-                return
-            try:
-                encoded = self._encoder.encode(span)
-                if len(encoded[1]) > BATCH_BYTES:
-                    self._say_what_is_cut(span, len(encoded[1]))
-                    encoded = self._encoder.encode(oversized_spans.cut(span))
-            except Exception:
-                self._unencodable.add()
-                log.debug("a span cannot be encoded", exc_info=True)
-                continue
-            size = len(encoded[1])
-            self._queue.append(encoded)
+        encoded: list[EncodedSpan] = []
+        size = 0
+        place = None
+        try:
+            for _ in range(count):
+                try:
+                    span = self._ended.popleft()
+                except IndexError:
+                    break
+                try:
+                    data = self._encoder.encode(span)
+                    if len(data[1]) > BATCH_BYTES:
+                        self._say_what_is_cut(span, len(data[1]))
+                        data = self._encoder.encode(oversized_spans.cut(span))
+                except Exception:
+                    self._unencodable.add()
+                    log.debug("a span cannot be encoded", exc_info=True)
+                    continue
+                encoded.append(data)
+                size += len(data[1])
+            if self._journal is not None and encoded:
+                place = self._journal.write(encoded)
+        finally:
+            # Also where a signal handler raises an exit meanwhile.
+            self._queue.extend([(scope, data, place) for scope, data in encoded])
             # Two threads at once may make the number wrong; the sender's thread sets it right when the queue is empty.
             self._queued_bytes += size
+
+    def _leave(self, spans: Iterable[ReadableSpan]) -> bool:
+        """Write spans that come too late for this process into the journal; return whether that was possible."""
+        if self._journal is None:
+            return False
+        try:
+            encoded = [self._encoder.encode(span) for span in spans]
+        except Exception:
+            return False
+        if self._journal.write(encoded) is None:
+            return False
+        for _ in encoded:
+            self._left.add()
+        return True
 
     def _say_what_is_cut(self, span: ReadableSpan, size: int) -> None:
         """Warn, the first time, that a span is too large for a request and is cut."""
@@ -228,6 +277,8 @@ class Sender:
         Args:
             timeout: Seconds.
         """
+        # First, what a kill would take along must be in the journal.
+        self._encode(len(self._ended))
         if not (self._queue or self._ended) or not self._rescuing.acquire(blocking=False):
             return
         try:
@@ -240,7 +291,6 @@ class Sender:
                 if batch and not self._deliver(self._rescue, batch, deadline):
                     return
         finally:
-            self._note_settled()
             self._rescuing.release()
 
     def stop(self, timeout: float) -> bool:
@@ -254,6 +304,12 @@ class Sender:
         try:
             self._book.exporter.wake()
             self._wake.put(None)
+            if (adopted := self._adopted) is not None:
+                # The thread may wait for an answer about spans of another process. That must not hold up this one's.
+                if self._book.exporter.unanswered:
+                    adopted.give_up()
+                self.rescue(timeout)
+                timeout = max(self._stop_by - time.monotonic(), 0.0)
             # The lock is never released here. A signal handler may raise an exit between two steps, so that a release
             # would be skipped, and the worker would then stop this sender again. That is why the thread itself says
             # that it has ended.
@@ -268,7 +324,8 @@ class Sender:
             self._give_up()
             raise
         self._give_up()
-        self._note_settled()
+        if self._journal is not None:
+            self._journal.close()
         return self.counts().delivered == self._finished.value()
 
     def too_late(self) -> int:
@@ -282,10 +339,31 @@ class Sender:
         """Count as lost the spans that are left and those that end from now on; end the waits in flush()."""
         if self._too_late is None:
             self._too_late = self._dropped.setdefault(TOO_LATE, Tally())
+        if self._journal is not None:
+            self._encode(len(self._ended))
+            for book in self._books():
+                self._give_up_what_is_under_way(book)
         unsent = self._dropped.setdefault(self.why_unsent, Tally())
-        for _ in range(_empty(self._queue) + _empty(self._ended)):
+        for _ in range(_empty(self._ended)):
             unsent.add()
+        for _, _, place in _take_all(self._queue):
+            (self._left if place is not None else unsent).add()
         self._let_flushes_return()
+
+    def _give_up_what_is_under_way(self, book: _Book) -> None:
+        """Leave a batch to another process, or count it as unconfirmed if it was sent and has no answer."""
+        batch = book.under_way
+        if batch is None or any(place is None for _, _, place in batch):
+            return
+        if book.exporter.unanswered:
+            self._settle(batch)
+            return
+        book.under_way = None
+        for _ in batch:
+            self._left.add()
+
+    def _books(self) -> list[_Book]:
+        return [self._book] if self._rescue is None else [self._book, self._rescue]
 
     def _let_flushes_return(self) -> None:
         for done in list(self._flushes):
@@ -294,7 +372,7 @@ class Sender:
     def counts(self) -> Counts:
         """Return how many spans were finished, delivered and lost so far."""
         # These are read before `finished`, so that a span that ends meanwhile counts as queued.
-        books = [self._book] if self._rescue is None else [self._book, self._rescue]
+        books = self._books()
         lost: Counter[str] = Counter()
         for book in books:
             # dict() copies in one step of the interpreter: another thread may note a new reason meanwhile.
@@ -313,23 +391,17 @@ class Sender:
             sum(exporter.retried for exporter in exporters),
             sum(exporter.bytes_sent for exporter in exporters),
             sum(exporter.unanswered for exporter in exporters),
+            self._left.value(),
         )
 
-    def share_counts(self, counts: memoryview) -> None:
-        """Keep two numbers in memory that other processes can read, for the case that this process is killed.
+    def leave_journal_to_parent(self) -> None:
+        """Give the files of the journal up in a process that was forked."""
+        if self._journal is not None:
+            self._journal.leave_to_parent()
 
-        Args:
-            counts: Two integers: how many spans have been finished, and of how many it is known what became of them.
-        """
-        now = self.counts()
-        counts[0], counts[1] = now.finished, now.finished - now.queued
-        self._ordinal = itertools.count(now.finished + 1).__next__
-        self._shared = counts
-
-    def _note_settled(self) -> None:
-        if self._shared is not None:
-            counts = self.counts()
-            self._shared[1] = counts.finished - counts.queued
+    def keeps_what_is_left(self) -> bool:
+        """Tell whether another process will send the spans that this process does not send."""
+        return self._journal is not None and self._journal.works
 
     def _wake_once(self) -> None:
         if not self._is_woken:
@@ -339,28 +411,66 @@ class Sender:
     def _run(self) -> None:
         """Send a batch when one is full, at the latest after the schedule delay; drain the queue when told to."""
         delay = self._settings.schedule_delay / 1000
+        due = time.monotonic() + delay
+        adopts = self._adopter is not None
         while self._stop_by is None:
             try:
-                asked = self._wake.get(timeout=delay)
+                asked = self._wake.get(timeout=0.0 if self._adopted else max(due - time.monotonic(), 0.0))
                 drain = asked is not None
             except queue.Empty:
-                asked, drain = None, True
+                asked, drain = None, time.monotonic() >= due
             self._is_woken = False
             if time.monotonic() >= self._paused_until:
                 # The next spans show whether the endpoint takes spans again.
                 self._dropping = None
             self._try_to_send(drain=drain)
-            self._note_settled()
+            if drain:
+                due = time.monotonic() + delay
             # In a pause, a full queue must not wake this thread with every span.
             self._is_woken = time.monotonic() < self._paused_until
             if asked is not None:
                 asked.put(None)
+            if adopts:
+                try:
+                    self._send_what_others_left(look=drain)
+                except Exception:
+                    adopts, self._adopted = False, None
+                    log.exception("what other processes left in their journals is not sent by this process")
         # Send the spans that came while the last batch was under way.
         self._try_to_send(drain=True)
+        if self._adopted is not None:
+            self._adopted.close()
         self._book.exporter.close()
         self._let_flushes_return()
         self._has_ended = True
         self._running.release()
+
+    def _send_what_others_left(self, *, look: bool) -> None:
+        """Send one batch of what a process that has ended left behind, while this process's own sending succeeds.
+
+        Args:
+            look: Whether to look for files, where none is at hand.
+        """
+        now = time.monotonic()
+        if self._is_failing() or now < self._paused_until or self._stop_by is not None:
+            adopted, self._adopted = self._adopted, None
+            if adopted is not None:
+                adopted.close()
+            return
+        if self._adopted is None and look and self._adopter is not None:
+            self._adopted = self._adopter.next()
+        if (adopted := self._adopted) is None:
+            return
+        answer = adopted.send_batch(self._book.exporter, self._batch_size, BATCH_BYTES, now + self._settings.timeout)
+        if answer is not None:
+            self._last_failed = answer.cause is not None and not answer.accepted
+            if answer.pause:
+                self._paused_until = time.monotonic() + answer.pause
+        if answer is None or answer.keep or answer.pause:
+            self._adopted = None
+            adopted.close()
+            if answer is None and self._adopter is not None and self._stop_by is None:
+                self._adopted = self._adopter.next()
 
     def _try_to_send(self, *, drain: bool) -> None:
         try:
@@ -385,10 +495,15 @@ class Sender:
             if not batch or not self._deliver(self._book, batch, deadline):
                 return
 
-    def _take(self, size: int) -> list[EncodedSpan]:
-        """Take the oldest spans, as many as one request may hold."""
+    def _settle(self, spans: Iterable[QueuedSpan]) -> None:
+        """Note in the journal that these spans need not be sent any more."""
+        if self._journal is not None:
+            self._journal.settle(place for _, _, place in spans)
+
+    def _take(self, size: int) -> list[QueuedSpan]:
+        """Take the oldest spans, as many as one request may hold. Spans of one record of the journal stay together."""
         queue = self._queue
-        batch: list[EncodedSpan] = []
+        batch: list[QueuedSpan] = []
         taken = 0
         try:
             while len(batch) < size:
@@ -396,6 +511,10 @@ class Sender:
                 if taken > BATCH_BYTES:
                     break
                 batch.append(queue.popleft())
+            place = batch[-1][2]
+            if place is not None and queue[0][2] is place and batch[0][2] is not place:
+                while batch[-1][2] is place:
+                    queue.appendleft(batch.pop())
         except IndexError:  # the queue is empty, or another thread has emptied it
             pass
         # The exact count is for short queues only: with many batches in the queue, each batch would count all again.
@@ -403,9 +522,14 @@ class Sender:
         self._queued_bytes = self._queued_bytes - _bytes(batch) if backlog else _bytes(list(queue))
         return batch
 
-    def _deliver(self, book: _Book, batch: list[EncodedSpan], deadline: float) -> bool:
+    def _deliver(self, book: _Book, batch: list[QueuedSpan], deadline: float) -> bool:
         """Send one batch; return whether to go on with the next."""
+        book.under_way = batch
         answer = book.exporter.export(self._encoder.assemble(batch), len(batch), deadline)
+        if book.under_way is not batch:
+            # This process has given up meanwhile, and these spans are left in the journal.
+            return False
+        book.under_way = None
         # If the endpoint took spans, the attempt has not failed, whatever else the answer said.
         self._last_failed = answer.cause is not None and not answer.accepted
         book.delivered += answer.accepted
@@ -413,40 +537,43 @@ class Sender:
         if answer.rejected:
             book.lost["rejected by the endpoint"] += answer.rejected
         left = len(batch) - answer.accepted - answer.rejected
-        if answer.cause is None or not left:
-            return True
-        # For the line of the log that tells how many spans were sent and lost.
-        reason = "API key refused" if answer.cause is Cause.KEY else answer.cause.name.lower().replace("_", " ")
-        if answer.unconfirmed:
-            reason = "unconfirmed"
         if answer.keep and self._too_late is None:
             self._queue.extendleft(reversed(batch))
             self._queued_bytes += _bytes(batch)
             self._paused_until = time.monotonic() + answer.pause
             return False
-        book.lost[reason] += left
+        self._settle(batch)
+        if not left:
+            return True
+        book.lost[answer.reason] += left
         if answer.pause:
             # Drop and count what is queued, and what ends during the pause.
             self._paused_until = time.monotonic() + answer.pause
-            self._dropping = self._dropped.setdefault(reason, Tally())
-            book.lost[reason] += _empty(self._queue) + _empty(self._ended)
+            self._dropping = self._dropped.setdefault(answer.reason, Tally())
+            dropped = _take_all(self._queue)
+            self._settle(dropped)
+            book.lost[answer.reason] += len(dropped) + _empty(self._ended)
             self._queued_bytes = 0
             if answer.cause is Cause.KEY and (key := self._new_api_key()) is not None:
                 book.exporter.set_api_key(key)
         return not answer.pause
 
 
-def _empty(spans: deque[Any]) -> int:
-    """Take all spans out of a queue; return how many they were."""
-    taken = 0
+def _take_all(spans: deque[Any]) -> list[Any]:
+    """Take all spans out of a queue."""
+    taken = []
     while spans:
         try:
-            spans.popleft()
-        except IndexError:  # another thread was quicker
+            taken.append(spans.popleft())
+        except IndexError:  # noqa: PERF203 - another thread was quicker
             break
-        taken += 1
     return taken
 
 
-def _bytes(spans: list[EncodedSpan]) -> int:
-    return sum([len(data) for _, data in spans])
+def _empty(spans: deque[Any]) -> int:
+    """Take all spans out of a queue; return how many they were."""
+    return len(_take_all(spans))
+
+
+def _bytes(spans: Iterable[QueuedSpan]) -> int:
+    return sum([len(span[1]) for span in spans])

@@ -40,6 +40,13 @@ class StandardSender:
 
     why_unsent: Final = NOT_IN_TIME
 
+    def leave_journal_to_parent(self) -> None:
+        """Do nothing: these parts have no journal."""
+
+    def keeps_what_is_left(self) -> bool:
+        """Say that these parts have no journal."""
+        return False
+
     def __init__(self, settings: Settings, new_api_key: Callable[[], str | None]) -> None:
         """Start the threads: call after the fork only.
 
@@ -52,9 +59,8 @@ class StandardSender:
         self._put = 0
         self._full = Tally()
         self._too_late: Tally | None = None
-        self._shared: memoryview | None = None
         self._session = _Session(settings, new_api_key)
-        self._exporter = _Exporter(settings, self._session, self._note_settled)
+        self._exporter = _Exporter(settings, self._session)
         # A thread cannot be started any more when Python's atexit calls stop(), so it waits for that from now on. Locks
         # are safer than an Event where a signal handler calls stop().
         self._asked, self._stopped = threading.Lock(), threading.Lock()
@@ -74,8 +80,6 @@ class StandardSender:
         if GIVEN_WAY in (span.attributes or ()):
             return
         self._finished.add()
-        if (shared := self._shared) is not None:
-            shared[0] += 1
         if self._too_late is not None:
             self._too_late.add()
             return
@@ -105,17 +109,6 @@ class StandardSender:
             exporter.taken - delivered - exporter.failed if session.awaits_answer else 0,
         )
 
-    def share_counts(self, counts: memoryview) -> None:
-        """Keep two numbers where another process can read them; see ``Sender.share_counts()``."""
-        now = self.counts()
-        counts[0], counts[1] = now.finished, now.finished - now.queued
-        self._shared = counts
-
-    def _note_settled(self) -> None:
-        if self._shared is not None:
-            counts = self.counts()
-            self._shared[0], self._shared[1] = counts.finished, counts.finished - counts.queued
-
     def flush(self, timeout: float) -> bool:
         """Send the queued spans; newer SDKs ignore the limit. Return whether none was left."""
         self._batches.force_flush(int(timeout * 1000))
@@ -139,7 +132,6 @@ class StandardSender:
                 self._stopped.release()
         if self._too_late is None:
             self._too_late = Tally()
-        self._note_settled()
         return self.counts().delivered == self._finished.value()
 
     def too_late(self) -> int:
@@ -158,7 +150,7 @@ class StandardSender:
 class _Exporter(OTLPSpanExporter):
     """Counts what OTLPSpanExporter is given, and what becomes of it. One thread at a time calls it."""
 
-    def __init__(self, settings: Settings, session: Session, settled: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, session: Session) -> None:
         super().__init__(
             endpoint=settings.endpoint,
             certificate_file=settings.certificate,
@@ -171,7 +163,6 @@ class _Exporter(OTLPSpanExporter):
             session=session,
         )
         self.taken = self.delivered = self.failed = self.batches = self.answered = 0
-        self._settled = settled
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send a batch; see the SDK."""
@@ -187,7 +178,6 @@ class _Exporter(OTLPSpanExporter):
                 self.answered += 1
             else:
                 self.failed += count
-            self._settled()
         return result
 
 

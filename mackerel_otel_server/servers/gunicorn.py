@@ -116,6 +116,7 @@ def post_worker_init(worker: Any) -> None:
     try:
         if tracing_worker.start():
             _trace_application(worker)
+            tracing_worker.note_server(limits.server_goes_on)
             limits.watch(worker)
     except Exception:
         log.exception("the application is not traced")

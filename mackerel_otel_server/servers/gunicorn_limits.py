@@ -41,6 +41,11 @@ def note_stop(server: Any) -> None:
     server.stop = stop
 
 
+def server_goes_on() -> bool:
+    """Worker: tell whether the arbiter has not been told to stop, as far as is known."""
+    return _stop_at is not None and not _FORMAT.unpack_from(_stop_at, 0)[0]
+
+
 def watch(worker: Any) -> None:
     """Worker: report what is under way shortly before the arbiter kills this process."""
     global _watcher

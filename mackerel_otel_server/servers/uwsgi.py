@@ -2,7 +2,7 @@
 
 Registers: ``import = mackerel_otel_server.uwsgi`` in the ini file, or ``instrument()`` in the application.
 Starts: after the fork; under lazy-apps at the import; in a mule or the spooler with the first span.
-Stops: in ``uwsgi.atexit``. Where that does not run, uwsgi_unsent says what was lost.
+Stops: in ``uwsgi.atexit``. Where that does not run, the journal keeps what was queued.
 Kills: at harakiri; see uwsgi_limits.
 """
 
@@ -20,7 +20,7 @@ from mackerel_otel_server import worker
 from mackerel_otel_server.process import log as log_module
 from mackerel_otel_server.process.log import log
 from mackerel_otel_server.servers import running_uwsgi as facts
-from mackerel_otel_server.servers import uwsgi_limits, uwsgi_rules, uwsgi_unsent, uwsgi_untraced_applications
+from mackerel_otel_server.servers import uwsgi_limits, uwsgi_rules, uwsgi_untraced_applications
 from mackerel_otel_server.servers.uwsgi_signals import Held
 from mackerel_otel_server.settings import environment
 from mackerel_otel_server.tracing import on_or_off
@@ -135,10 +135,6 @@ def _prepare() -> None:
             return
         _prepared_in_pid = os.getpid()
         _follow_requests()
-        try:
-            uwsgi_unsent.begin()
-        except (OSError, ValueError):
-            log.debug("nobody will know what this worker has not sent if it is killed", exc_info=True)
         if not facts.spares_slow_requests():
             uwsgi_limits.watch(facts.options().last("harakiri"))
         if facts.is_first():
@@ -172,8 +168,6 @@ def _chain_atexit() -> None:
                 before()
         finally:
             worker.stop(others_serve=facts.serves_in_threads())
-            if not facts.serves_in_threads():
-                uwsgi_unsent.end()
 
     # Python's own atexit, which stop() is registered with as well, does not run under the gevent plugin.
     uwsgi.atexit = _at_exit = at_exit

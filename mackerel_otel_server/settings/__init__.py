@@ -102,6 +102,7 @@ def understand(
         max_queue_size=max_queue_size,
         max_export_batch_size=_batch_size(source, max_queue_size),
         shutdown_timeout=source.number(catalogue.SHUTDOWN_TIMEOUT),
+        spool=source.folder(catalogue.SPOOL, none="none"),
         parts=read_parts(source),
         http=read_http_options(source, context, frameworks),
         omitted_attributes=frozenset(source.names(catalogue.OMIT_ATTRIBUTES)),

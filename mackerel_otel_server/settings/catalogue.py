@@ -155,6 +155,11 @@ SHUTDOWN_TIMEOUT: Final = _of(
     default="5",
     minimum=0,
 )
+SPOOL: Final = _of(
+    "MACKEREL_OTEL_SPOOL",
+    is_="folder of the journals, from which the spans of a killed worker are sent later; by default "
+    "mackerel-otel-UID in /dev/shm, else in the temporary folder; none: no journal",
+)
 
 ATTRIBUTE_LENGTH: Final = _limit("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "characters of an attribute's value", "")
 ATTRIBUTE_COUNT: Final = _limit("OTEL_ATTRIBUTE_COUNT_LIMIT", "attributes of a span, an event or a link")

@@ -156,6 +156,18 @@ class Reader:
             self.problem(name, f"{given} cannot be read ({reason})", "name a PEM file that this user may read")
             return None
 
+    def folder(self, variable: Variable, *, none: str) -> str | None:
+        """Read the name of a folder, which need not exist yet; return None where it is the word for no folder."""
+        name, value = self.first(variable)
+        if value.lower() == none:
+            return None
+        if value and ("\0" in value or not Path(value).is_absolute()):
+            given = _given(variable, name, value)
+            self.problem(
+                name, f"{given} is no absolute path", f"type a path that begins with /, or {none}, or unset it"
+            )
+        return value
+
     def pairs(self, variable: Variable) -> dict[str, str]:
         """Read ``key=value,key=value`` with percent-encoded values, as the OpenTelemetry specification has it."""
         pairs: dict[str, str] = {}

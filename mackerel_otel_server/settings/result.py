@@ -59,6 +59,8 @@ class Settings:
     max_export_batch_size: int
     shutdown_timeout: float
     """Seconds that a leaving worker may spend on sending."""
+    spool: str | None
+    """The folder of the journals; empty for the default, None for no journal."""
     parts: str
     """Whose code makes and sends the spans: ``own`` or ``standard``."""
     http: HttpOptions

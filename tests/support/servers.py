@@ -225,6 +225,7 @@ def environment(receiver: Receiver | None = None, **variables: str) -> dict[str,
     """Return what a server's process sees: nothing of OpenTelemetry but what is given, and the test applications."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MACKEREL_", "PYTEST_"))}
     env |= {"PYTHONPATH": str(APPS), "PYTHONUNBUFFERED": "1"}
+    env["MACKEREL_OTEL_SPOOL"] = os.environ["MACKEREL_OTEL_SPOOL"]
     if receiver is not None:
         env |= {"MACKEREL_OTEL_ENDPOINT": receiver.url, "MACKEREL_APIKEY": "test-key", "OTEL_SERVICE_NAME": "shop"}
     # The fixture `parts` sets it.

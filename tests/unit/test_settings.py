@@ -63,6 +63,7 @@ def test_a_key_is_all_that_is_needed() -> None:
         schedule_delay=5000,
         max_queue_size=2048,
         max_export_batch_size=512,
+        spool="",
         shutdown_timeout=5.0,
         parts="own",
         http=HttpOptions(),

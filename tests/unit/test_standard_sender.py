@@ -189,19 +189,6 @@ def test_rescue_sends_what_is_queued(worker: Make) -> None:
         assert len(far.span_ids) == 2
 
 
-def test_shared_counts_tell_another_process_what_is_finished_and_settled(worker: Make) -> None:
-    counts = memoryview(bytearray(16)).cast("q")
-    with FaultServer() as far:
-        one = worker(far.url)
-        one.work(1)
-        one.sender.share_counts(counts)
-        assert counts.tolist() == [1, 0]
-        one.work(1)
-        assert counts.tolist() == [2, 0]
-        one.sender.flush(DEADLINE)
-        assert counts.tolist() == [2, 2]
-
-
 def test_spans_of_many_threads_are_all_counted(worker: Make) -> None:
     with FaultServer() as far:
         one = worker(far.url)

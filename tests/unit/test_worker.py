@@ -178,37 +178,31 @@ second.end()
 third.end()
 assert not worker.stop()
 """
-    log = run(tmp_path, TRACED + script, environment(receiver))
+    log = run(tmp_path, TRACED + script, environment(receiver, MACKEREL_OTEL_SPOOL="none"))
     assert log.count("sent 0 spans in 0 requests, lost 0") == 1, log
     assert log.count("spans that ended after shutdown") == 2, log
     assert log.count("lost 1 spans that ended") == log.count("lost 2 spans that ended") == 1, log
 
 
-def test_what_threads_serve_after_the_stop_is_in_the_shared_counts_for_another_process_to_report(
-    tmp_path: Path, receiver: Receiver
-) -> None:
+def test_what_threads_serve_after_the_stop_is_left_in_the_journal(tmp_path: Path, receiver: Receiver) -> None:
     script = """
-counts = memoryview(bytearray(16)).cast("Q")
 assert worker.start()
-worker.share_counts(counts)
 span("one")
 assert worker.stop(others_serve=True)
-assert list(counts) == [1, 1]
 span("late")
 assert not worker.stop()
-assert list(counts) == [2, 1]
+assert (worker.stats()["left"], worker.stats()["lost"]) == (1, {})
 """
     log = run(tmp_path, TRACED + script, environment(receiver))
     assert "after shutdown" not in log, log
 
 
-def test_a_process_that_never_started_has_nothing_to_stop_report_or_count(tmp_path: Path) -> None:
+def test_a_process_that_never_started_has_nothing_to_stop_or_report(tmp_path: Path) -> None:
     script = """
 from mackerel_otel_server.tracing.requests.killed import Killing
 
 assert worker.stop() and worker.stop()
 assert worker.report_killed(Killing("test.Killed", "killed")) == 0
-worker.share_counts(memoryview(bytearray(16)).cast("Q"))
 assert (worker.stats(), worker.shutdown_timeout(), worker.is_stopping()) == ({}, 0.0, False)
 """
     assert run(tmp_path, TRACED + script, environment()) == ""

@@ -1,0 +1,250 @@
+"""The journal of one process: files that hold its queued spans, so that another process can send them if it is killed.
+
+What write() has returned from is in the system's page cache, which outlives the process. Nothing here waits for a
+disk, and no lock is held that a signal handler could meet.
+"""
+
+from __future__ import annotations
+
+import _thread
+import itertools
+import os
+import secrets
+import socket
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from mackerel_otel_server.pipeline import journal_file
+from mackerel_otel_server.pipeline.encoder import scope_fields
+from mackerel_otel_server.process.log import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder
+    from mackerel_otel_server.pipeline.fingerprint import Destination
+    from mackerel_otel_server.pipeline.spool import Spool
+
+SEGMENT_BYTES: Final = 500_000
+"""After so many bytes another file begins. The sooner a file is full, the sooner it can be removed."""
+_WORTH_REPLACING: Final = 65_536
+"""From so many bytes on, a file whose spans are all settled is removed while the process goes on."""
+_BETWEEN_TRIES: Final = 60.0
+"""Seconds from a failure to the next try."""
+_LONGEST_WAIT: Final = 1.0
+"""Seconds. To open a file takes some microseconds."""
+
+_record = journal_file.record
+_write = os.write
+_SPANS: Final = journal_file.SPANS
+
+
+class _Segment:
+    """One file. Its process holds it open, and with it the lock, until every span in it is settled."""
+
+    def __init__(self, file: int, name: str, mark: bytes, written: int) -> None:
+        self.file = file
+        self.name: Final = name
+        self.mark: Final = mark
+        self.written = written
+        """Bytes. Two threads at once may make the number a little wrong."""
+        self.number: Final = itertools.count(1).__next__
+        self.open: Final[set[int]] = set()
+        """The numbers of the records that are not settled."""
+        self.is_closed = False
+        """Whether no record may be added; see Journal._retire()."""
+        self.scope_number: Final = itertools.count().__next__
+        self.scopes: Final[dict[int, bytes]] = {}
+        """The numbers of scopes, as they are written, by the id of the scope."""
+        self.kept: Final[list[Any]] = []
+        """The scopes themselves. The id of an object that is gone may be given to another one."""
+
+
+Place = tuple[_Segment, int]
+"""Where a span is: the file, and the number of the record."""
+
+
+class Journal:
+    """The files of one process. Make it after the fork; the first record opens the first file.
+
+    Args:
+        spool: The folder.
+        encoder: Encodes the scopes, and has the resource.
+        destination: Tells where spans are to be sent at present.
+        pid: Of this process.
+    """
+
+    def __init__(self, spool: Spool, encoder: Encoder, destination: Callable[[], Destination], pid: int) -> None:
+        self._spool = spool
+        self._encoder = encoder
+        self._destination = destination
+        self._pid = pid
+        self._segment: _Segment | None = None
+        self._segments: set[_Segment] = set()
+        # Not of the module threading: gevent may replace those later, and its locks belong to one thread's hub.
+        self._opening = _thread.RLock()
+        self._again_at = 0.0
+        self._complained = False
+
+    @property
+    def works(self) -> bool:
+        """Whether spans that are queued now would outlive this process."""
+        return self._segment is not None or time.monotonic() >= self._again_at
+
+    def write(self, spans: list[EncodedSpan]) -> Place | None:
+        """Append spans; return where they are, or None where they cannot be written. Never raises.
+
+        Any thread and any signal handler may call this.
+        """
+        segment = self._segment
+        if segment is None or segment.written >= SEGMENT_BYTES:
+            segment = self._next(segment)
+        if segment is None:
+            return None
+        number = segment.number()
+        segment.open.add(number)
+        if segment.is_closed:
+            # Another thread has retired this file meanwhile, and the record would be removed with it.
+            segment.open.discard(number)
+            segment = self._next(segment)
+            if segment is None:
+                return None
+            number = segment.number()
+            segment.open.add(number)
+        try:
+            scopes = segment.scopes
+            parts: list[bytes] = []
+            for scope, data in spans:
+                scope_number = scopes.get(id(scope))
+                parts += (self._add_scope(segment, scope) if scope_number is None else scope_number, data)
+            data = _record(segment.mark, _SPANS, number, b"".join(parts))
+            written = _write(segment.file, data)
+            segment.written += written
+            if written == len(data):
+                return segment, number
+            raise OSError("no space is left")  # noqa: TRY301 - the same as where nothing was written
+        except Exception as error:
+            segment.open.discard(number)
+            self._fail(error)
+        return None
+
+    def settle(self, places: Iterable[Place | None]) -> None:
+        """Note that spans were delivered or lost, and remove the files that are not needed any more. Never raises."""
+        by_segment: dict[_Segment, set[int]] = {}
+        for place in places:
+            if place is not None:
+                by_segment.setdefault(place[0], set()).add(place[1])
+        for segment, numbers in by_segment.items():
+            is_done = segment is not self._segment or segment.written >= _WORTH_REPLACING
+            if not is_done or not segment.open <= numbers:
+                with suppress(OSError):
+                    segment.written += _write(segment.file, journal_file.settled_record(segment.mark, numbers))
+            segment.open.difference_update(numbers)
+            if is_done and not segment.open:
+                self._retire(segment)
+
+    def close(self) -> None:
+        """Remove the files whose spans are all settled. The others stay, and stay this process's until it ends."""
+        for segment in list(self._segments):
+            if not segment.open:
+                self._retire(segment)
+
+    def leave_to_parent(self) -> None:
+        """Give the files up in a process that was forked; they are its parent's."""
+        self._segment = None
+        segments, self._segments = self._segments, set()
+        for segment in segments:
+            file, segment.file = segment.file, -1
+            segment.is_closed = True
+            with suppress(OSError):
+                os.close(file)
+
+    def _next(self, before: _Segment | None) -> _Segment | None:
+        """Open the next file, unless another thread does or has done so. Where there is a file, no thread waits."""
+        if time.monotonic() < self._again_at:
+            return None
+        # A full file takes more records. Where there is none, the calling thread waits for the one that makes it.
+        is_usable = before is not None and not before.is_closed
+        if not self._opening.acquire(timeout=0.0 if is_usable else _LONGEST_WAIT):
+            return before if is_usable else None
+        try:
+            if self._segment is before:
+                self._segment = self._open()
+                if before is not None and not before.open:
+                    self._retire(before)
+        except Exception as error:
+            self._segment = None
+            self._fail(error)
+        finally:
+            self._opening.release()
+        return self._segment
+
+    def _open(self) -> _Segment:
+        self._spool.make_room(SEGMENT_BYTES, _say_deleted)
+        file, name = self._spool.create()
+        try:
+            mark = secrets.token_bytes(journal_file.MARK_BYTES)
+            about = {
+                "pid": self._pid,
+                "host": socket.gethostname(),
+                **self._destination().described(),
+            }
+            data = journal_file.beginning(mark, about, *self._encoder.resource_fields)
+            if _write(file, data) != len(data):
+                raise OSError("no space is left")  # noqa: TRY301 - the same as where nothing was written
+        except BaseException:
+            self._spool.remove(name)
+            os.close(file)
+            raise
+        segment = _Segment(file, name, mark, len(data))
+        self._segments.add(segment)
+        return segment
+
+    def _add_scope(self, segment: _Segment, scope: Any) -> bytes:
+        number = segment.scope_number()
+        segment.kept.append(scope)
+        _write(segment.file, journal_file.scope_record(segment.mark, number, scope_fields(scope)))
+        packed = segment.scopes[id(scope)] = journal_file.pack_scope_number(number)
+        return packed
+
+    def _retire(self, segment: _Segment) -> None:
+        """Remove a file, unless a record is being added to it.
+
+        A thread that writes adds its number first and looks at is_closed then; here it is the other way round. So one
+        of the two sees what the other one does.
+        """
+        segment.is_closed = True
+        if segment.open:
+            if segment is self._segment:
+                segment.is_closed = False
+            return
+        if segment is self._segment:
+            self._segment = None
+        self._segments.discard(segment)
+        self._spool.remove(segment.name)
+        file, segment.file = segment.file, -1
+        with suppress(OSError):
+            os.close(file)
+
+    def _fail(self, error: Exception) -> None:
+        """Write nothing for a while, and say so once."""
+        segment, self._segment = self._segment, None
+        self._again_at = time.monotonic() + _BETWEEN_TRIES
+        if segment is not None and not segment.open:
+            self._retire(segment)
+        write, self._complained = (log.debug if self._complained else log.warning), True
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        write(
+            "the journal in %s cannot be written (%s): tracing goes on, but if this process is killed, its last spans "
+            "are lost; set MACKEREL_OTEL_SPOOL to a folder that user %d can write, or to none",
+            self._spool.path,
+            reason,
+            os.geteuid(),
+        )
+
+
+def _say_deleted(file: int) -> None:
+    from mackerel_otel_server.pipeline import adoption
+
+    adoption.say_deleted(file, "the folder is full")

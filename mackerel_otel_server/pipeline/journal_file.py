@@ -1,0 +1,213 @@
+"""The format of a journal's file: the spans of one process, and which of them are settled.
+
+A process may be killed at any moment, so a file is a list of records, each of which is appended by one write(). A
+record that is torn or damaged is skipped: every record begins with the mark of its file, which is random, so that no
+text of a span can look like a record.
+
+``MAGIC``, mark, then records: mark, size of the payload, checksum, kind, number, payload.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+MAGIC: Final = b"mackerel-otel-server journal 1\n"
+"""The number is that of the format. A file of another format is left to those who know it."""
+MARK_BYTES: Final = 8
+# Kinds of records.
+ABOUT: Final = 1
+"""JSON about the process and the destination of its spans."""
+RESOURCE: Final = 2
+"""The bytes of the resource; number 1: of its schema URL."""
+SCOPE: Final = 3
+"""The scope of this number: the length of its bytes, its bytes, its schema URL."""
+SPANS: Final = 4
+"""The record of this number: spans, each with the number of its scope before it."""
+SETTLED: Final = 5
+"""The numbers of records that were delivered or lost."""
+
+pack_scope_number: Final = struct.Struct("<H").pack
+_pack_head: Final = struct.Struct("<IIBI").pack
+_HEAD: Final = struct.Struct("<IIBI")
+_pack_start: Final = struct.Struct("<BI").pack
+_SIZE: Final = struct.Struct("<I")
+_SCOPE_NUMBER: Final = struct.Struct("<H")
+_TAG_OF_SPAN: Final = 0x12
+_crc32: Final = zlib.crc32
+_LONGEST_VARINT: Final = 5
+"""Bytes of the length of a span, at most."""
+
+Scope = tuple[bytes, bytes]
+"""A scope and its schema URL as fields of ``ScopeSpans``."""
+NO_SCOPE: Final[Scope] = (b"\x0a\x00", b"")
+
+
+def record(mark: bytes, kind: int, number: int, payload: bytes) -> bytes:
+    """Return the bytes of one record."""
+    checksum = _crc32(payload, _crc32(_pack_start(kind, number)))
+    return mark + _pack_head(len(payload), checksum, kind, number) + payload
+
+
+def beginning(mark: bytes, about: dict[str, Any], resource: bytes, schema_url: bytes) -> bytes:
+    """Return what a file begins with."""
+    return b"".join(
+        (
+            MAGIC,
+            mark,
+            record(mark, ABOUT, 0, json.dumps(about).encode()),
+            record(mark, RESOURCE, 0, resource),
+            record(mark, RESOURCE, 1, schema_url),
+        )
+    )
+
+
+def scope_record(mark: bytes, number: int, scope: Scope) -> bytes:
+    """Return the record that gives a scope its number."""
+    return record(mark, SCOPE, number, _SIZE.pack(len(scope[0])) + scope[0] + scope[1])
+
+
+def settled_record(mark: bytes, numbers: Iterable[int]) -> bytes:
+    """Return the record that says that others are settled."""
+    return record(mark, SETTLED, 0, b"".join(map(_SIZE.pack, numbers)))
+
+
+@dataclass
+class Contents:
+    """What a file holds that can be read.
+
+    Attributes:
+        mark: Of the file, for further records.
+        about: What its process said about itself.
+        resource: The resource's bytes.
+        schema_url: The bytes of the resource's schema URL.
+        scopes: By number.
+        spans: What is not settled: the spans of each record, each with the number of its scope.
+        is_damaged: Whether something was skipped. The last record of a killed process may be torn.
+        is_foreign: Whether this is no journal, or one of another format.
+    """
+
+    mark: bytes
+    about: dict[str, Any] = field(default_factory=dict)
+    resource: bytes = b""
+    schema_url: bytes = b""
+    scopes: dict[int, Scope] = field(default_factory=dict)
+    spans: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
+    is_damaged: bool = False
+    is_foreign: bool = False
+
+    def __len__(self) -> int:
+        """Return the number of spans that are not settled."""
+        return sum(map(len, self.spans.values()))
+
+
+class NotAJournalError(ValueError):
+    """The bytes are no journal, or one of another format."""
+
+
+def read(data: bytes) -> Contents:
+    """Read a file; any bytes may be given.
+
+    Raises:
+        NotAJournalError: The file does not begin as a journal does, or the beginning is damaged.
+    """
+    mark = data[len(MAGIC) : len(MAGIC) + MARK_BYTES]
+    if not data.startswith(MAGIC) or len(mark) < MARK_BYTES:
+        raise NotAJournalError("no journal")
+    contents = Contents(mark)
+    settled: set[int] = set()
+    for kind, number, payload in _records(data, contents):
+        try:
+            _take(contents, settled, kind, number, payload)
+        except (ValueError, RecursionError, struct.error):  # noqa: PERF203 - what is damaged must not take the rest along
+            contents.is_damaged = True
+    if not contents.about or not contents.resource:
+        raise NotAJournalError("its beginning is damaged")
+    for number in settled:
+        contents.spans.pop(number, None)
+    return contents
+
+
+def _take(contents: Contents, settled: set[int], kind: int, number: int, payload: bytes) -> None:
+    """Add one record to what a file holds.
+
+    Raises:
+        ValueError: The payload is not what the kind says.
+        RecursionError: Likewise.
+        struct.error: Likewise.
+    """
+    if kind == ABOUT:
+        contents.about = dict(json.loads(payload))
+    elif kind == RESOURCE:
+        if number:
+            contents.schema_url = payload
+        else:
+            contents.resource = payload
+    elif kind == SCOPE:
+        contents.scopes[number] = _scope(payload)
+    elif kind == SPANS:
+        contents.spans[number] = list(_spans(payload))
+    elif kind == SETTLED:
+        settled.update(settled_number for (settled_number,) in _SIZE.iter_unpack(payload))
+
+
+def _records(data: bytes, contents: Contents) -> Iterator[tuple[int, int, bytes]]:
+    """Yield kind, number and payload of the records that are whole."""
+    mark = contents.mark
+    start = len(MAGIC) + MARK_BYTES
+    while start < len(data):
+        begin = start + MARK_BYTES + _HEAD.size
+        if data.startswith(mark, start) and begin <= len(data):
+            size, checksum, kind, number = _HEAD.unpack_from(data, start + MARK_BYTES)
+            payload = data[begin : begin + size]
+            if len(payload) == size and _crc32(payload, _crc32(_pack_start(kind, number))) == checksum:
+                yield kind, number, payload
+                start = begin + size
+                continue
+        contents.is_damaged = True
+        start = data.find(mark, start + 1)
+        if start < 0:
+            return
+
+
+def _scope(payload: bytes) -> Scope:
+    (size,) = _SIZE.unpack_from(payload)
+    rest = payload[_SIZE.size :]
+    if size > len(rest):
+        raise ValueError("cut off")
+    return rest[:size], rest[size:]
+
+
+def _spans(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the spans of a record, each with the number of its scope.
+
+    Raises:
+        ValueError: The payload does not consist of spans.
+        struct.error: It is cut off.
+    """
+    start = 0
+    while start < len(payload):
+        (scope,) = _SCOPE_NUMBER.unpack_from(payload, start)
+        start += _SCOPE_NUMBER.size
+        position, size = start + 1, 0
+        if payload[start : start + 1] != bytes((_TAG_OF_SPAN,)):
+            raise ValueError("no span")
+        for shift in range(_LONGEST_VARINT):
+            if position >= len(payload):
+                raise ValueError("cut off")
+            byte = payload[position]
+            position += 1
+            size |= (byte & 0x7F) << 7 * shift
+            if byte < 0x80:  # noqa: PLR2004 - the last byte of a varint
+                break
+        end = position + size
+        if end > len(payload):
+            raise ValueError("cut off")
+        yield scope, payload[start:end]
+        start = end

@@ -1,0 +1,194 @@
+"""The folder of the journals: only this user's, bounded, and opened anew each time, because it may be replaced.
+
+A file belongs to the process that holds the flock() on it, and the kernel ends that lock with the process. A file is
+made under a hidden name, locked, and renamed then: whoever sees its name and gets its lock knows that its process has
+ended. https://man7.org/linux/man-pages/man2/flock.2.html
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FOLDER_BYTES: Final = 32_000_000
+"""What all files may take. Docker gives /dev/shm 64 MB, which the application may need as well."""
+FILES: Final = 1_000
+DAY: Final = 86_400.0
+"""Seconds. A file that is older is deleted: nobody looks at spans that come so late."""
+SUFFIX: Final = ".journal"
+_BLOCK: Final = 512
+"""Bytes of a block in the answer of stat()."""
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - in a folder that only this user can read and write
+_IN_VAIN: Final = 10
+"""How often a file is made anew, if another process takes it for one that nobody has."""
+
+
+class Left(NamedTuple):
+    """A file in the folder."""
+
+    name: str
+    size: int
+    """Bytes that it takes."""
+    age: float
+    """Seconds since it was written last."""
+
+
+class Spool:
+    """The folder.
+
+    Args:
+        setting: The folder's path; empty for the default.
+    """
+
+    def __init__(self, setting: str) -> None:
+        self._setting = setting
+
+    @property
+    def path(self) -> Path:
+        """Where the folder is for the user that this process has now: Gunicorn changes the user after the fork."""
+        if self._setting:
+            return Path(self._setting)
+        above = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+        return above / f"mackerel-otel-{os.geteuid()}"
+
+    @contextmanager
+    def open(self, *, create: bool = True) -> Iterator[int]:
+        """Open the folder, and yield its descriptor.
+
+        Raises:
+            OSError: There is no such folder, or it is not this user's alone.
+        """
+        path = self.path
+        if create:
+            with suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            state = os.fstat(folder)
+            if state.st_uid != os.geteuid():
+                raise PermissionError(
+                    errno.EPERM,
+                    f"it belongs to user {state.st_uid}, and this process to user {os.geteuid()}",
+                    str(path),
+                )
+            if stat.S_IMODE(state.st_mode) & 0o077:
+                raise PermissionError(
+                    errno.EPERM,
+                    f"others may use it (mode {stat.S_IMODE(state.st_mode):o}); type chmod 700 {path}",
+                    str(path),
+                )
+            yield folder
+        finally:
+            os.close(folder)
+
+    def create(self) -> tuple[int, str]:
+        """Make a file that this process holds; return its descriptor and its name.
+
+        Raises:
+            OSError: That is not possible.
+        """
+        with self.open() as folder:
+            for _ in range(_IN_VAIN):
+                name = secrets.token_hex(8)
+                hidden = f".{name}"
+                flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                file = os.open(hidden, flags, 0o600, dir_fd=folder)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.rename(hidden, name + SUFFIX, src_dir_fd=folder, dst_dir_fd=folder)
+                except (BlockingIOError, FileNotFoundError):
+                    # A process that tidies up was quicker with the lock.
+                    os.close(file)
+                    continue
+                except BaseException:
+                    os.close(file)
+                    raise
+                return file, name + SUFFIX
+        raise FileNotFoundError(errno.ENOENT, "others remove its files", str(self.path))
+
+    def take(self, name: str) -> int | None:
+        """Become the owner of a file; return its descriptor, or None if a living process has it or it is gone."""
+        try:
+            with self.open(create=False) as folder:
+                file = os.open(name, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+                try:
+                    state = os.fstat(file)
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    if (
+                        stat.S_ISREG(state.st_mode)
+                        and state.st_uid == os.geteuid()
+                        and (there.st_dev, there.st_ino) == (state.st_dev, state.st_ino)
+                    ):
+                        return file
+                except BaseException:
+                    os.close(file)
+                    raise
+                os.close(file)
+        except OSError:
+            pass
+        return None
+
+    def remove(self, name: str) -> None:
+        """Remove a file. Only its owner may do so."""
+        with suppress(OSError), self.open(create=False) as folder:
+            os.unlink(name, dir_fd=folder)
+
+    def files(self) -> list[Left]:
+        """Return the files in the folder, the oldest first; none if there is no folder.
+
+        Raises:
+            PermissionError: The folder is not this user's alone.
+        """
+        found = []
+        now = time.time()
+        try:
+            with self.open(create=False) as folder, os.scandir(folder) as entries:
+                for entry in entries:
+                    with suppress(OSError):
+                        state = entry.stat(follow_symlinks=False)
+                        if stat.S_ISREG(state.st_mode):
+                            size = max(state.st_size, state.st_blocks * _BLOCK)
+                            found.append(Left(entry.name, size, now - state.st_mtime))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(found, key=lambda left: -left.age)
+
+    def make_room(self, size: int, deleted: Callable[[int], None]) -> None:
+        """Delete the oldest files that nobody has until a file of so many bytes fits into the folder.
+
+        Args:
+            size: Bytes.
+            deleted: Is called with the descriptor of each file that is deleted, before that.
+
+        Raises:
+            OSError: The files of living processes take all the room.
+        """
+        files = self.files()
+        total = sum(left.size for left in files)
+        count = len(files)
+        for left in files:
+            if total + size <= FOLDER_BYTES and count < FILES:
+                return
+            file = self.take(left.name)
+            if file is not None:
+                try:
+                    deleted(file)
+                    self.remove(left.name)
+                finally:
+                    os.close(file)
+                total -= left.size
+                count -= 1
+        if total + size > FOLDER_BYTES or count >= FILES:
+            raise OSError(errno.ENOSPC, f"its files take {total / 1e6:.0f} MB, of processes that run", str(self.path))
