@@ -43,6 +43,10 @@ _TAG_OF_SPAN: Final = 0x12
 _crc32: Final = zlib.crc32
 _LONGEST_VARINT: Final = 5
 """Bytes of the length of a span, at most."""
+_MOST_WASTED: Final = 64_000_000
+"""Bytes that are looked at in vain, at most. A file can be made so that all its bytes could begin a record."""
+_COST_OF_A_LOOK: Final = 1_000
+"""What one look costs, in bytes whose checksum could be computed meanwhile."""
 
 Scope = tuple[bytes, bytes]
 """A scope and its schema URL as fields of ``ScopeSpans``."""
@@ -125,7 +129,7 @@ def read(data: bytes) -> Contents:
     for kind, number, payload in _records(data, contents):
         try:
             _take(contents, settled, kind, number, payload)
-        except (ValueError, RecursionError, struct.error):  # noqa: PERF203 - what is damaged must not take the rest along
+        except (ValueError, TypeError, RecursionError, struct.error):  # noqa: PERF203 - see is_damaged
             contents.is_damaged = True
     if not contents.about or not contents.resource:
         raise NotAJournalError("its beginning is damaged")
@@ -139,11 +143,14 @@ def _take(contents: Contents, settled: set[int], kind: int, number: int, payload
 
     Raises:
         ValueError: The payload is not what the kind says.
+        TypeError: Likewise.
         RecursionError: Likewise.
         struct.error: Likewise.
     """
     if kind == ABOUT:
-        contents.about = dict(json.loads(payload))
+        found = dict(json.loads(payload))
+        # Other values, which a stranger may have written, do not get as far as the log.
+        contents.about = {name: value for name, value in found.items() if _can_be_shown(value)}
     elif kind == RESOURCE:
         if number:
             contents.schema_url = payload
@@ -157,22 +164,29 @@ def _take(contents: Contents, settled: set[int], kind: int, number: int, payload
         settled.update(settled_number for (settled_number,) in _SIZE.iter_unpack(payload))
 
 
+def _can_be_shown(value: object) -> bool:
+    return type(value) is int or (isinstance(value, str) and value.isprintable())
+
+
 def _records(data: bytes, contents: Contents) -> Iterator[tuple[int, int, bytes]]:
     """Yield kind, number and payload of the records that are whole."""
     mark = contents.mark
     start = len(MAGIC) + MARK_BYTES
+    wasted = 0
     while start < len(data):
         begin = start + MARK_BYTES + _HEAD.size
         if data.startswith(mark, start) and begin <= len(data):
             size, checksum, kind, number = _HEAD.unpack_from(data, start + MARK_BYTES)
-            payload = data[begin : begin + size]
+            payload = data[begin : begin + size] if begin + size <= len(data) else b""
             if len(payload) == size and _crc32(payload, _crc32(_pack_start(kind, number))) == checksum:
                 yield kind, number, payload
                 start = begin + size
                 continue
+            wasted += len(payload)
         contents.is_damaged = True
+        wasted += _COST_OF_A_LOOK
         start = data.find(mark, start + 1)
-        if start < 0:
+        if start < 0 or wasted > _MOST_WASTED:
             return
 
 
@@ -206,6 +220,8 @@ def _spans(payload: bytes) -> Iterator[tuple[int, bytes]]:
             size |= (byte & 0x7F) << 7 * shift
             if byte < 0x80:  # noqa: PLR2004 - the last byte of a varint
                 break
+        else:
+            raise ValueError("its length is too long")
         end = position + size
         if end > len(payload):
             raise ValueError("cut off")
