@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.pipeline import journal_file
 from mackerel_otel_server.pipeline.encoder import assemble
-from mackerel_otel_server.pipeline.spool import DAY, SUFFIX
+from mackerel_otel_server.pipeline.spool import DAY, FOLDER_BYTES
 from mackerel_otel_server.process.log import log
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mackerel_otel_server.pipeline.journal_file import Contents
     from mackerel_otel_server.pipeline.spool import Spool
 
-MOST_READ: Final = 16_000_000
+MOST_READ: Final = FOLDER_BYTES
 """Bytes of one file. A process ends its files long before."""
 _BEING_MADE: Final = 60.0
 """Seconds after which a hidden file is one that nobody will rename any more."""
@@ -48,11 +48,13 @@ class LeftBehind:
         self.contents: Final = _contents(file)
         self.delivered = 0
         self.lost: Counter[str] = Counter()
-        self._under_way: list[int] = []
+        self._under_way: list[list[int]] = []
+        """The numbers of the records of the batch that is sent at present. Whoever takes them out settles them."""
+        self._is_given_up = False
 
     def owner(self) -> str:
         """Return who has left the file, for the log."""
-        return f"worker {self.contents.about.get('pid', '?')!s:.20}"
+        return _owner(self.contents)
 
     def send_batch(self, exporter: Exporter, size: int, most_bytes: int, deadline: float) -> Answer | None:
         """Send the next spans; return what became of them, or None where nothing is left.
@@ -76,13 +78,16 @@ class LeftBehind:
             taken += length
         if not numbers:
             return None
-        self._under_way = numbers
+        self._under_way.append(numbers)
         groups: dict[journal_file.Scope, list[bytes]] = {}
         for scope, data in spans:
             groups.setdefault(contents.scopes.get(scope, journal_file.NO_SCOPE), []).append(data)
         answer = exporter.export(assemble(contents.resource, contents.schema_url, groups), len(spans), deadline)
-        if self._under_way is not numbers:
-            # give_up() has settled them meanwhile.
+        try:
+            self._under_way.pop()
+        except IndexError:
+            # give_up() has settled them meanwhile, and has let go of the file.
+            self._is_given_up = True
             return answer
         left = len(spans) - answer.accepted - answer.rejected
         self.delivered += answer.accepted
@@ -90,7 +95,6 @@ class LeftBehind:
             self.lost["rejected by the endpoint"] += answer.rejected
         if left and (answer.keep or answer.pause):
             # Nothing can be sent now. Whoever owns the file next tries again.
-            self._under_way = []
             return answer
         if left:
             self.lost[answer.reason] += left
@@ -98,13 +102,19 @@ class LeftBehind:
         return answer
 
     def give_up(self) -> None:
-        """Do not send the spans again that were sent and have no answer, because this process is about to end."""
-        if self._under_way:
-            self.lost["unconfirmed"] += sum(len(self.contents.spans.get(number, ())) for number in self._under_way)
-            self._settle(self._under_way)
+        """Do not send the spans again that were sent and have no answer, because this process is about to end.
+
+        The thread that has sent them may go on meanwhile, or wait for the answer for ever.
+        """
+        try:
+            numbers = self._under_way.pop()
+        except IndexError:
+            return
+        self.lost["unconfirmed"] += sum(len(self.contents.spans.get(number, ())) for number in numbers)
+        self._settle(numbers)
+        self._let_go()
 
     def _settle(self, numbers: list[int]) -> None:
-        self._under_way = []
         with suppress(OSError):
             os.write(self._file, journal_file.settled_record(self.contents.mark, numbers))
         for number in numbers:
@@ -112,9 +122,14 @@ class LeftBehind:
 
     def close(self) -> None:
         """Say what became of the spans, remove the file if none is left, and let go of it."""
-        if not self.contents.spans:
-            self._spool.remove(self.name)
-        os.close(self._file)
+        if not self._is_given_up:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self.contents.spans:
+            self._spool.release(self._file)
+        else:
+            self._spool.remove(self.name, self._file)
         if self.delivered:
             log.info("delivered %d spans that %s left behind", self.delivered, self.owner())
         if self.lost:
@@ -133,6 +148,8 @@ class Adopter:
     def __init__(self, spool: Spool, destination: Callable[[], Destination]) -> None:
         self._spool = spool
         self._destination = destination
+        self._others: dict[str, dict[str, Any]] = {}
+        """What the files that must stay say about themselves, by name, so that they are not read again each time."""
 
     def next(self) -> LeftBehind | None:
         """Become the owner of the oldest file that this process may send; tidy up on the way. Never raises."""
@@ -141,23 +158,31 @@ class Adopter:
         except OSError:
             # The journal has said so, or the operator has none.
             return None
+        destination = self._destination()
+        names = {file.name for file in files}
+        self._others = {name: about for name, about in self._others.items() if name in names}
         for name, _, age in files:
             is_hidden = name.startswith(".")
-            if (is_hidden and age < _BEING_MADE) or (not is_hidden and not name.endswith(SUFFIX)):
+            # The clock may have been set back since. Then nobody can know how old the file is.
+            is_old = abs(age) > DAY
+            if is_hidden and abs(age) < _BEING_MADE:
+                continue
+            if not is_old and (about := self._others.get(name)) is not None and not destination.is_of(about):
                 continue
             file = self._spool.take(name)
             if file is None:
                 continue
             left = LeftBehind(self._spool, name, file)
-            if age > DAY:
+            contents = left.contents
+            can_be_sent = not contents.is_foreign and (not contents.spans or destination.is_of(contents.about))
+            if age > DAY or (is_old and not can_be_sent):
                 say_deleted(file, "the file is older than a day")
-                left.contents.spans.clear()
-            elif left.contents.is_foreign or (
-                left.contents.spans and not self._destination().is_of(left.contents.about)
-            ):
-                os.close(file)
+                contents.spans.clear()
+            elif not can_be_sent and not is_hidden:
+                self._others[name] = contents.about
+                self._spool.release(file)
                 continue
-            elif left.contents.spans:
+            elif contents.spans:
                 return left
             left.close()
         return None
@@ -174,15 +199,21 @@ def _contents(file: int) -> Contents:
         return journal_file.Contents(b"", is_foreign=bool(data))
 
 
+def _owner(contents: Contents) -> str:
+    return f"worker {contents.about.get('pid', '?')!s:.20}"
+
+
 def say_deleted(file: int, why: str) -> None:
     """Say which spans are lost with a file that is deleted."""
     contents = _contents(file)
     if contents.spans:
         log.warning(
-            "deleted %d spans that worker %s left behind for %s, because %s; type mackerel-otel-server flush to send "
+            "deleted %d spans that %s left behind for %.200s, because %s; type mackerel-otel-server flush to send "
             "such files",
             len(contents),
-            contents.about.get("pid", "?"),
+            _owner(contents),
             contents.about.get("endpoint", "?"),
             why,
         )
+    elif contents.is_foreign:
+        log.warning("deleted a journal that cannot be read, because %s", why)

@@ -7,6 +7,7 @@ disk, and no lock is held that a signal handler could meet.
 from __future__ import annotations
 
 import _thread
+import errno
 import itertools
 import os
 import secrets
@@ -21,6 +22,7 @@ from mackerel_otel_server.process.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from collections.abc import Set as AbstractSet
 
     from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder
     from mackerel_otel_server.pipeline.fingerprint import Destination
@@ -32,6 +34,8 @@ _WORTH_REPLACING: Final = 65_536
 """From so many bytes on, a file whose spans are all settled is removed while the process goes on."""
 _BETWEEN_TRIES: Final = 60.0
 """Seconds from a failure to the next try."""
+_IN_VAIN: Final = 10
+"""How often a record is tried, if other threads retire the file meanwhile."""
 _LONGEST_WAIT: Final = 1.0
 """Seconds. To open a file takes some microseconds."""
 
@@ -97,37 +101,53 @@ class Journal:
 
         Any thread and any signal handler may call this.
         """
-        segment = self._segment
-        if segment is None or segment.written >= SEGMENT_BYTES:
-            segment = self._next(segment)
-        if segment is None:
-            return None
-        number = segment.number()
-        segment.open.add(number)
-        if segment.is_closed:
-            # Another thread has retired this file meanwhile, and the record would be removed with it.
-            segment.open.discard(number)
-            segment = self._next(segment)
+        for _ in range(_IN_VAIN):
+            segment = self._segment
+            if segment is None or segment.written >= SEGMENT_BYTES:
+                segment = self._next(segment)
             if segment is None:
                 return None
             number = segment.number()
             segment.open.add(number)
+            if not segment.is_closed:
+                return self._append(segment, number, spans)
+            # Another thread has retired this file meanwhile, and the record would be removed with it.
+            segment.open.discard(number)
+            if segment is not self._segment:
+                self._retire_if_done(segment)
+        return None
+
+    def _append(self, segment: _Segment, number: int, spans: list[EncodedSpan]) -> Place | None:
         try:
             scopes = segment.scopes
             parts: list[bytes] = []
             for scope, data in spans:
                 scope_number = scopes.get(id(scope))
                 parts += (self._add_scope(segment, scope) if scope_number is None else scope_number, data)
-            data = _record(segment.mark, _SPANS, number, b"".join(parts))
-            written = _write(segment.file, data)
-            segment.written += written
-            if written == len(data):
-                return segment, number
-            raise OSError("no space is left")  # noqa: TRY301 - the same as where nothing was written
+            self._write(segment, _record(segment.mark, _SPANS, number, b"".join(parts)))
         except Exception as error:
             segment.open.discard(number)
-            self._fail(error)
-        return None
+            # In a process that was forked meanwhile, the file is closed, and these spans are its parent's.
+            if segment in self._segments:
+                self._fail(error)
+            return None
+        except BaseException:
+            # A signal handler has raised an exit. The spans stay in the queue, from which nobody could settle them.
+            self.settle([(segment, number)])
+            raise
+        return segment, number
+
+    @staticmethod
+    def _write(segment: _Segment, data: bytes) -> None:
+        """Append one record.
+
+        Raises:
+            OSError: It was not written, or not all of it.
+        """
+        written = _write(segment.file, data)
+        segment.written += written
+        if written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def settle(self, places: Iterable[Place | None]) -> None:
         """Note that spans were delivered or lost, and remove the files that are not needed any more. Never raises."""
@@ -136,29 +156,28 @@ class Journal:
             if place is not None:
                 by_segment.setdefault(place[0], set()).add(place[1])
         for segment, numbers in by_segment.items():
-            is_done = segment is not self._segment or segment.written >= _WORTH_REPLACING
-            if not is_done or not segment.open <= numbers:
-                with suppress(OSError):
-                    segment.written += _write(segment.file, journal_file.settled_record(segment.mark, numbers))
+            self._renew_if_gone(segment)
+            if self._retire_if_done(segment, numbers):
+                continue
+            # As long as the numbers are in `open`, no other thread closes the file.
+            with suppress(OSError):
+                self._write(segment, journal_file.settled_record(segment.mark, numbers))
             segment.open.difference_update(numbers)
-            if is_done and not segment.open:
-                self._retire(segment)
+            self._retire_if_done(segment)
 
     def close(self) -> None:
         """Remove the files whose spans are all settled. The others stay, and stay this process's until it ends."""
         for segment in list(self._segments):
-            if not segment.open:
-                self._retire(segment)
+            self._retire(segment)
 
     def leave_to_parent(self) -> None:
         """Give the files up in a process that was forked; they are its parent's."""
         self._segment = None
         segments, self._segments = self._segments, set()
         for segment in segments:
-            file, segment.file = segment.file, -1
+            segment.file = -1
             segment.is_closed = True
-            with suppress(OSError):
-                os.close(file)
+        self._spool.leave_to_parent()
 
     def _next(self, before: _Segment | None) -> _Segment | None:
         """Open the next file, unless another thread does or has done so. Where there is a file, no thread waits."""
@@ -171,8 +190,8 @@ class Journal:
         try:
             if self._segment is before:
                 self._segment = self._open()
-                if before is not None and not before.open:
-                    self._retire(before)
+                if before is not None:
+                    self._retire_if_done(before)
         except Exception as error:
             self._segment = None
             self._fail(error)
@@ -182,21 +201,14 @@ class Journal:
 
     def _open(self) -> _Segment:
         self._spool.make_room(SEGMENT_BYTES, _say_deleted)
-        file, name = self._spool.create()
-        try:
-            mark = secrets.token_bytes(journal_file.MARK_BYTES)
-            about = {
-                "pid": self._pid,
-                "host": socket.gethostname(),
-                **self._destination().described(),
-            }
-            data = journal_file.beginning(mark, about, *self._encoder.resource_fields)
-            if _write(file, data) != len(data):
-                raise OSError("no space is left")  # noqa: TRY301 - the same as where nothing was written
-        except BaseException:
-            self._spool.remove(name)
-            os.close(file)
-            raise
+        mark = secrets.token_bytes(journal_file.MARK_BYTES)
+        about = {
+            "pid": self._pid,
+            "host": socket.gethostname(),
+            **self._destination().described(),
+        }
+        data = journal_file.beginning(mark, about, *self._encoder.resource_fields)
+        file, name = self._spool.create(data)
         segment = _Segment(file, name, mark, len(data))
         self._segments.add(segment)
         return segment
@@ -204,34 +216,51 @@ class Journal:
     def _add_scope(self, segment: _Segment, scope: Any) -> bytes:
         number = segment.scope_number()
         segment.kept.append(scope)
-        _write(segment.file, journal_file.scope_record(segment.mark, number, scope_fields(scope)))
+        self._write(segment, journal_file.scope_record(segment.mark, number, scope_fields(scope)))
         packed = segment.scopes[id(scope)] = journal_file.pack_scope_number(number)
         return packed
 
-    def _retire(self, segment: _Segment) -> None:
-        """Remove a file, unless a record is being added to it.
+    def _retire_if_done(self, segment: _Segment, numbers: AbstractSet[int] = frozenset()) -> bool:
+        """Remove a file that takes no more records, or enough room, if all but these records in it are settled."""
+        is_done = segment is not self._segment or segment.written >= _WORTH_REPLACING
+        return is_done and segment.open <= numbers and self._retire(segment, numbers)
+
+    def _retire(self, segment: _Segment, numbers: AbstractSet[int] = frozenset()) -> bool:
+        """Remove a file, unless records other than these are open, or one is being added; return whether it is gone.
 
         A thread that writes adds its number first and looks at is_closed then; here it is the other way round. So one
         of the two sees what the other one does.
         """
         segment.is_closed = True
-        if segment.open:
+        if not segment.open <= numbers:
             if segment is self._segment:
                 segment.is_closed = False
-            return
+            return False
         if segment is self._segment:
             self._segment = None
-        self._segments.discard(segment)
-        self._spool.remove(segment.name)
+        try:
+            # One step of the interpreter: two threads must not close the same descriptor.
+            self._segments.remove(segment)
+        except KeyError:
+            return True
         file, segment.file = segment.file, -1
-        with suppress(OSError):
-            os.close(file)
+        self._spool.remove(segment.name, file)
+        return True
+
+    def _renew_if_gone(self, segment: _Segment) -> None:
+        """Let the next record open another file if somebody has removed this one, which nobody could send then."""
+        try:
+            is_gone = not os.fstat(segment.file).st_nlink
+        except OSError:
+            return
+        if is_gone and segment is self._segment:
+            self._segment = None
 
     def _fail(self, error: Exception) -> None:
         """Write nothing for a while, and say so once."""
         segment, self._segment = self._segment, None
         self._again_at = time.monotonic() + _BETWEEN_TRIES
-        if segment is not None and not segment.open:
+        if segment is not None:
             self._retire(segment)
         write, self._complained = (log.debug if self._complained else log.warning), True
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -27,6 +28,9 @@ FILES: Final = 1_000
 DAY: Final = 86_400.0
 """Seconds. A file that is older is deleted: nobody looks at spans that come so late."""
 SUFFIX: Final = ".journal"
+_OURS: Final = re.compile(r"\.[0-9a-f]{16}|[0-9a-f]{16}\.journal")
+"""The names of files that are being made, and of journals. What has another name is not touched: the operator may have
+named a folder that holds other things."""
 _BLOCK: Final = 512
 """Bytes of a block in the answer of stat()."""
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - in a folder that only this user can read and write
@@ -53,6 +57,8 @@ class Spool:
 
     def __init__(self, setting: str) -> None:
         self._setting = setting
+        self._held: set[int] = set()
+        """The descriptors of the files that this process owns. A forked process must close them."""
 
     @property
     def path(self) -> Path:
@@ -71,9 +77,15 @@ class Spool:
         """
         path = self.path
         if create:
-            with suppress(FileExistsError):
-                path.mkdir(mode=0o700)
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            _make(path)
+        try:
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except NotADirectoryError as error:
+            if path.is_symlink():
+                raise NotADirectoryError(
+                    errno.ENOTDIR, f"it is a symbolic link; name what it leads to, {path.resolve()}", str(path)
+                ) from error
+            raise
         try:
             state = os.fstat(folder)
             if state.st_uid != os.geteuid():
@@ -92,8 +104,11 @@ class Spool:
         finally:
             os.close(folder)
 
-    def create(self) -> tuple[int, str]:
+    def create(self, beginning: bytes) -> tuple[int, str]:
         """Make a file that this process holds; return its descriptor and its name.
+
+        Args:
+            beginning: What is in the file from the moment on when others can see it.
 
         Raises:
             OSError: That is not possible.
@@ -104,15 +119,21 @@ class Spool:
                 hidden = f".{name}"
                 flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 file = os.open(hidden, flags, 0o600, dir_fd=folder)
+                self._held.add(file)
                 try:
+                    os.fchmod(file, 0o600)  # the umask may have forbidden it to this user, too
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.write(file, beginning) != len(beginning):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as if nothing was written
                     os.rename(hidden, name + SUFFIX, src_dir_fd=folder, dst_dir_fd=folder)
                 except (BlockingIOError, FileNotFoundError):
                     # A process that tidies up was quicker with the lock.
-                    os.close(file)
+                    self.release(file)
                     continue
                 except BaseException:
-                    os.close(file)
+                    with suppress(OSError):
+                        os.unlink(hidden, dir_fd=folder)
+                    self.release(file)
                     raise
                 return file, name + SUFFIX
         raise FileNotFoundError(errno.ENOENT, "others remove its files", str(self.path))
@@ -121,7 +142,10 @@ class Spool:
         """Become the owner of a file; return its descriptor, or None if a living process has it or it is gone."""
         try:
             with self.open(create=False) as folder:
-                file = os.open(name, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+                # Without O_NONBLOCK, a FIFO that has come in the place of the file might hold this process up.
+                flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                file = os.open(name, flags, dir_fd=folder)
+                self._held.add(file)
                 try:
                     state = os.fstat(file)
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,20 +157,39 @@ class Spool:
                     ):
                         return file
                 except BaseException:
-                    os.close(file)
+                    self.release(file)
                     raise
-                os.close(file)
+                self.release(file)
         except OSError:
             pass
         return None
 
-    def remove(self, name: str) -> None:
-        """Remove a file. Only its owner may do so."""
-        with suppress(OSError), self.open(create=False) as folder:
-            os.unlink(name, dir_fd=folder)
+    def release(self, file: int) -> None:
+        """Close a file, so that another process can own it."""
+        self._held.discard(file)
+        with suppress(OSError):
+            os.close(file)
+
+    def remove(self, name: str, file: int) -> None:
+        """Remove a file that this process owns, and close it."""
+        try:
+            with self.open(create=False) as folder:
+                os.unlink(name, dir_fd=folder)
+        except OSError:
+            # If the file stays, nobody must send again what is in it. It is removed as soon as that is allowed.
+            with suppress(OSError):
+                os.ftruncate(file, 0)
+        self.release(file)
+
+    def leave_to_parent(self) -> None:
+        """Close all files in a process that was forked: the locks are its parent's, and must end with that."""
+        held, self._held = self._held, set()
+        for file in held:
+            with suppress(OSError):
+                os.close(file)
 
     def files(self) -> list[Left]:
-        """Return the files in the folder, the oldest first; none if there is no folder.
+        """Return the journals in the folder, the oldest first; none if there is no folder.
 
         Raises:
             PermissionError: The folder is not this user's alone.
@@ -156,6 +199,8 @@ class Spool:
         try:
             with self.open(create=False) as folder, os.scandir(folder) as entries:
                 for entry in entries:
+                    if not _OURS.fullmatch(entry.name):
+                        continue
                     with suppress(OSError):
                         state = entry.stat(follow_symlinks=False)
                         if stat.S_ISREG(state.st_mode):
@@ -185,10 +230,28 @@ class Spool:
             if file is not None:
                 try:
                     deleted(file)
-                    self.remove(left.name)
                 finally:
-                    os.close(file)
+                    self.remove(left.name, file)
                 total -= left.size
                 count -= 1
         if total + size > FOLDER_BYTES or count >= FILES:
             raise OSError(errno.ENOSPC, f"its files take {total / 1e6:.0f} MB, of processes that run", str(self.path))
+
+
+def _make(path: Path) -> None:
+    """Make the folder, unless it is there.
+
+    Raises:
+        OSError: That is not possible.
+    """
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    # The umask may have forbidden the folder to this user, too. No link is followed, and none can come in between.
+    folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(folder).st_uid == os.geteuid():
+            Path(f"/proc/self/fd/{folder}").chmod(0o700)
+    finally:
+        os.close(folder)
