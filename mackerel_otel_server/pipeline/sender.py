@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.trace import SpanKind
 
 from mackerel_otel_server.pipeline import oversized_spans
-from mackerel_otel_server.pipeline.answer import Cause
+from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Cause
 from mackerel_otel_server.process.log import log
 from mackerel_otel_server.process.threads import threads_without_signals
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mackerel_otel_server.pipeline.adoption import Adopter, LeftBehind
     from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder, QueuedSpan
     from mackerel_otel_server.pipeline.exporter import Exporter
-    from mackerel_otel_server.pipeline.journal import Journal
+    from mackerel_otel_server.pipeline.journal import Journal, Place
     from mackerel_otel_server.settings import Settings
 
 BATCH_BYTES: Final = 3_500_000
@@ -153,6 +153,10 @@ class Sender:
         self._book = _Book(exporter)
         self._rescue: _Book | None = None
         self._rescuing = _thread.allocate_lock()
+        # Held by the sender's thread and by the one in rescue(), each for a moment. A signal handler that interrupts
+        # that moment cannot want it, because a second rescue() does nothing.
+        self._taking = _thread.allocate_lock()
+        self._adopt_from = 0.0
         self._last_failed = False
         self._paused_until = 0.0
         self._dropping: Tally | None = None
@@ -186,25 +190,38 @@ class Sender:
             self._full.add()
             self._wake_once()
             return
-        ended.append(span)
-        # A request's own span ends before its response is sent. What was answered must be in the journal by then.
-        if len(ended) >= self._together or (
-            self._journal is not None and (span.kind is _SERVER or (parent := span.parent) is None or parent.is_remote)
-        ):
-            self._encode(min(len(ended), self._together))
+        # A request's own span ends before its response is sent. What was answered must be in the journal by then, so
+        # that this span is not for other threads to take: one of them might still be encoding it.
+        last = None
+        if self._journal is not None and (span.kind is _SERVER or (parent := span.parent) is None or parent.is_remote):
+            last = span
+        else:
+            ended.append(span)
+        if last is not None or len(ended) >= self._together:
+            self._encode(min(len(ended), self._together), last)
             if len(self._queue) >= self._batch_size or self._queued_bytes >= BATCH_BYTES:
                 self._wake_once()
 
-    def _encode(self, count: int) -> None:
-        """Encode up to ``count`` of the spans that have ended. Several threads may do so at the same time."""
+    def _encode(self, count: int, last: ReadableSpan | None = None) -> None:
+        """Encode up to ``count`` of the spans that have ended, and another one.
+
+        Several threads may do so at the same time.
+        """
+        ended = self._ended
         encoded: list[EncodedSpan] = []
         size = 0
         place = None
         try:
-            for _ in range(count):
-                try:
-                    span = self._ended.popleft()
-                except IndexError:
+            while True:
+                if count > 0 and ended:
+                    count -= 1
+                    try:
+                        span = ended.popleft()
+                    except IndexError:  # another thread was quicker
+                        continue
+                elif last is not None:
+                    span, last = last, None
+                else:
                     break
                 try:
                     data = self._encoder.encode(span)
@@ -215,15 +232,25 @@ class Sender:
                     self._unencodable.add()
                     log.debug("a span cannot be encoded", exc_info=True)
                     continue
+                if size + len(data[1]) > BATCH_BYTES and self._journal is not None and encoded:
+                    # A record must fit into one request: it is settled as a whole.
+                    place = self._journal.write(encoded)
+                    self._enqueue(encoded, size, place)
+                    encoded, size, place = [], 0, None
                 encoded.append(data)
                 size += len(data[1])
             if self._journal is not None and encoded:
                 place = self._journal.write(encoded)
         finally:
             # Also where a signal handler raises an exit meanwhile.
-            self._queue.extend([(scope, data, place) for scope, data in encoded])
-            # Two threads at once may make the number wrong; the sender's thread sets it right when the queue is empty.
-            self._queued_bytes += size
+            if last is not None:
+                ended.append(last)
+            self._enqueue(encoded, size, place)
+
+    def _enqueue(self, encoded: list[EncodedSpan], size: int, place: Place | None) -> None:
+        self._queue.extend([(scope, data, place) for scope, data in encoded])
+        # Two threads at once may make the number wrong; the sender's thread sets it right when the queue is empty.
+        self._queued_bytes += size
 
     def _leave(self, spans: Iterable[ReadableSpan]) -> bool:
         """Write spans that come too late for this process into the journal; return whether that was possible."""
@@ -452,7 +479,9 @@ class Sender:
             look: Whether to look for files, where none is at hand.
         """
         now = time.monotonic()
-        if self._is_failing() or now < self._paused_until or self._stop_by is not None:
+        # A process that has nothing of its own to send tries again after a while.
+        is_failing = self._is_failing() and (bool(self._queue) or now < self._adopt_from)
+        if is_failing or now < self._paused_until or self._stop_by is not None:
             adopted, self._adopted = self._adopted, None
             if adopted is not None:
                 adopted.close()
@@ -463,8 +492,10 @@ class Sender:
             return
         answer = adopted.send_batch(self._book.exporter, self._batch_size, BATCH_BYTES, now + self._settings.timeout)
         if answer is not None:
-            self._last_failed = answer.cause is not None and not answer.accepted
-            if answer.pause:
+            # That these spans were refused says nothing about others.
+            self._last_failed = answer.keep or answer.unconfirmed or answer.pause > 0
+            self._adopt_from = time.monotonic() + PROBE_SECONDS
+            if answer.keep:
                 self._paused_until = time.monotonic() + answer.pause
         if answer is None or answer.keep or answer.pause:
             self._adopted = None
@@ -502,6 +533,10 @@ class Sender:
 
     def _take(self, size: int) -> list[QueuedSpan]:
         """Take the oldest spans, as many as one request may hold. Spans of one record of the journal stay together."""
+        with self._taking:
+            return self._take_together(size)
+
+    def _take_together(self, size: int) -> list[QueuedSpan]:
         queue = self._queue
         batch: list[QueuedSpan] = []
         taken = 0
