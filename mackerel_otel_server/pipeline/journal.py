@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import time
+import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from collections.abc import Set as AbstractSet
 
-    from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder
+    from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder, QueuedSpan
     from mackerel_otel_server.pipeline.fingerprint import Destination
     from mackerel_otel_server.pipeline.spool import Spool
 
@@ -39,9 +40,13 @@ _IN_VAIN: Final = 10
 _LONGEST_WAIT: Final = 1.0
 """Seconds. To open a file takes some microseconds."""
 
-_record = journal_file.record
-_write = os.write
+# Names of this module, because the span of each request is written with them.
 _SPANS: Final = journal_file.SPANS
+_HEAD_BYTES: Final = journal_file.HEAD_BYTES
+_pack_head: Final = journal_file.pack_head
+_pack_start: Final = journal_file.pack_start
+_crc32: Final = zlib.crc32
+_write: Final = os.write
 
 
 class _Segment:
@@ -120,11 +125,17 @@ class Journal:
     def _append(self, segment: _Segment, number: int, spans: list[EncodedSpan]) -> Place | None:
         try:
             scopes = segment.scopes
-            parts: list[bytes] = []
+            parts = [_pack_start(_SPANS, number)]
             for scope, data in spans:
-                scope_number = scopes.get(id(scope))
-                parts += (self._add_scope(segment, scope) if scope_number is None else scope_number, data)
-            self._write(segment, _record(segment.mark, _SPANS, number, b"".join(parts)))
+                parts.append(scopes.get(id(scope)) or self._add_scope(segment, scope))
+                parts.append(data)
+            # What journal_file.record() and self._write() do. A call of each would take time.
+            content = b"".join(parts)
+            size = len(content)
+            written = _write(segment.file, _pack_head(segment.mark, size, _crc32(content)) + content)
+            segment.written += written
+            if written != size + _HEAD_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as where nothing was written
         except Exception as error:
             segment.open.discard(number)
             # In a process that was forked meanwhile, the file is closed, and these spans are its parent's.
@@ -133,7 +144,7 @@ class Journal:
             return None
         except BaseException:
             # A signal handler has raised an exit. The spans stay in the queue, from which nobody could settle them.
-            self.settle([(segment, number)])
+            self.settle([(None, b"", (segment, number))])
             raise
         return segment, number
 
@@ -149,12 +160,16 @@ class Journal:
         if written != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def settle(self, places: Iterable[Place | None]) -> None:
+    def settle(self, spans: Iterable[QueuedSpan]) -> None:
         """Note that spans were delivered or lost, and remove the files that are not needed any more. Never raises."""
         by_segment: dict[_Segment, set[int]] = {}
-        for place in places:
-            if place is not None:
+        last = None
+        for span in spans:
+            place = span[2]
+            # The spans of one record have the same place.
+            if place is not last and place is not None:
                 by_segment.setdefault(place[0], set()).add(place[1])
+                last = place
         for segment, numbers in by_segment.items():
             self._renew_if_gone(segment)
             if self._retire_if_done(segment, numbers):

@@ -4,7 +4,7 @@ A process may be killed at any moment, so a file is a list of records, each of w
 record that is torn or damaged is skipped: every record begins with the mark of its file, which is random, so that no
 text of a span can look like a record.
 
-``MAGIC``, mark, then records: mark, size of the payload, checksum, kind, number, payload.
+``MAGIC``, mark, then records: mark, size of the content, checksum, content. A content is kind, number and payload.
 """
 
 from __future__ import annotations
@@ -31,12 +31,17 @@ SCOPE: Final = 3
 SPANS: Final = 4
 """The record of this number: spans, each with the number of its scope before it."""
 SETTLED: Final = 5
-"""The numbers of records that were delivered or lost."""
+"""The first and the last number of records that were delivered or lost, as often as needed."""
 
 pack_scope_number: Final = struct.Struct("<H").pack
-_pack_head: Final = struct.Struct("<IIBI").pack
-_HEAD: Final = struct.Struct("<IIBI")
-_pack_start: Final = struct.Struct("<BI").pack
+_HEAD: Final = struct.Struct("<8sII")
+HEAD_BYTES: Final = _HEAD.size
+pack_head: Final = _HEAD.pack
+"""Packs the mark, the size of the content and its checksum, which is that of zlib.crc32()."""
+_START: Final = struct.Struct("<BI")
+pack_start: Final = _START.pack
+"""Packs kind and number, with which a content begins."""
+_RANGE: Final = struct.Struct("<II")
 _SIZE: Final = struct.Struct("<I")
 _SCOPE_NUMBER: Final = struct.Struct("<H")
 _TAG_OF_SPAN: Final = 0x12
@@ -55,8 +60,8 @@ NO_SCOPE: Final[Scope] = (b"\x0a\x00", b"")
 
 def record(mark: bytes, kind: int, number: int, payload: bytes) -> bytes:
     """Return the bytes of one record."""
-    checksum = _crc32(payload, _crc32(_pack_start(kind, number)))
-    return mark + _pack_head(len(payload), checksum, kind, number) + payload
+    content = pack_start(kind, number) + payload
+    return pack_head(mark, len(content), _crc32(content)) + content
 
 
 def beginning(mark: bytes, about: dict[str, Any], resource: bytes, schema_url: bytes) -> bytes:
@@ -79,7 +84,13 @@ def scope_record(mark: bytes, number: int, scope: Scope) -> bytes:
 
 def settled_record(mark: bytes, numbers: Iterable[int]) -> bytes:
     """Return the record that says that others are settled."""
-    return record(mark, SETTLED, 0, b"".join(map(_SIZE.pack, numbers)))
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = ranges[-1][0], number
+        else:
+            ranges.append((number, number))
+    return record(mark, SETTLED, 0, b"".join([_RANGE.pack(*both) for both in ranges]))
 
 
 @dataclass
@@ -125,7 +136,7 @@ def read(data: bytes) -> Contents:
     if not data.startswith(MAGIC) or len(mark) < MARK_BYTES:
         raise NotAJournalError("no journal")
     contents = Contents(mark)
-    settled: set[int] = set()
+    settled: list[tuple[int, int]] = []
     for kind, number, payload in _records(data, contents):
         try:
             _take(contents, settled, kind, number, payload)
@@ -133,12 +144,15 @@ def read(data: bytes) -> Contents:
             contents.is_damaged = True
     if not contents.about or not contents.resource:
         raise NotAJournalError("its beginning is damaged")
-    for number in settled:
-        contents.spans.pop(number, None)
+    for first, last in settled:
+        # A damaged file may name more numbers than can be counted.
+        for number in range(first, last + 1) if last - first < len(contents.spans) else list(contents.spans):
+            if first <= number <= last:
+                contents.spans.pop(number, None)
     return contents
 
 
-def _take(contents: Contents, settled: set[int], kind: int, number: int, payload: bytes) -> None:
+def _take(contents: Contents, settled: list[tuple[int, int]], kind: int, number: int, payload: bytes) -> None:
     """Add one record to what a file holds.
 
     Raises:
@@ -161,7 +175,7 @@ def _take(contents: Contents, settled: set[int], kind: int, number: int, payload
     elif kind == SPANS:
         contents.spans[number] = list(_spans(payload))
     elif kind == SETTLED:
-        settled.update(settled_number for (settled_number,) in _SIZE.iter_unpack(payload))
+        settled += [(first, last) for first, last in _RANGE.iter_unpack(payload)]
 
 
 def _can_be_shown(value: object) -> bool:
@@ -174,15 +188,15 @@ def _records(data: bytes, contents: Contents) -> Iterator[tuple[int, int, bytes]
     start = len(MAGIC) + MARK_BYTES
     wasted = 0
     while start < len(data):
-        begin = start + MARK_BYTES + _HEAD.size
+        begin = start + _HEAD.size
         if data.startswith(mark, start) and begin <= len(data):
-            size, checksum, kind, number = _HEAD.unpack_from(data, start + MARK_BYTES)
-            payload = data[begin : begin + size] if begin + size <= len(data) else b""
-            if len(payload) == size and _crc32(payload, _crc32(_pack_start(kind, number))) == checksum:
-                yield kind, number, payload
+            _, size, checksum = _HEAD.unpack_from(data, start)
+            content = data[begin : begin + size] if begin + size <= len(data) else b""
+            if _START.size <= len(content) == size and _crc32(content) == checksum:
+                yield *_START.unpack_from(content), content[_START.size :]
                 start = begin + size
                 continue
-            wasted += len(payload)
+            wasted += len(content)
         contents.is_damaged = True
         wasted += _COST_OF_A_LOOK
         start = data.find(mark, start + 1)

@@ -17,8 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.trace import SpanKind
-
 from mackerel_otel_server.pipeline import oversized_spans
 from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Cause
 from mackerel_otel_server.process.log import log
@@ -42,8 +40,6 @@ QUEUE_BYTES: Final = 16_000_000
 """How much memory the queue may take while the endpoint is down; ``OTEL_BSP_MAX_QUEUE_SIZE`` limits it as well."""
 AFTER_A_FAILURE: Final = 0.5
 """Seconds for which a leaving worker still tries to send after a failed attempt."""
-# A constant, because CPython 3.10 and 3.11 take much longer to find the member of an enum.
-_SERVER: Final = SpanKind.SERVER
 # Reasons why spans are lost at the end of a process.
 NOT_IN_TIME: Final = "not sent in time"
 AFTER_FAILED_ATTEMPT: Final = "not sent after a failed attempt"
@@ -193,7 +189,8 @@ class Sender:
         # A request's own span ends before its response is sent. What was answered must be in the journal by then, so
         # that this span is not for other threads to take: one of them might still be encoding it.
         last = None
-        if self._journal is not None and (span.kind is _SERVER or (parent := span.parent) is None or parent.is_remote):
+        # Field 2 of a span context says whether it came from another process. Its property would take more time.
+        if self._journal is not None and ((parent := span.parent) is None or parent[2]):
             last = span
         else:
             ended.append(span)
@@ -529,7 +526,7 @@ class Sender:
     def _settle(self, spans: Iterable[QueuedSpan]) -> None:
         """Note in the journal that these spans need not be sent any more."""
         if self._journal is not None:
-            self._journal.settle(place for _, _, place in spans)
+            self._journal.settle(spans)
 
     def _take(self, size: int) -> list[QueuedSpan]:
         """Take the oldest spans, as many as one request may hold. Spans of one record of the journal stay together."""
