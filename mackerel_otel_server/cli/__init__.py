@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "check": "look at this installation and say what is wrong with it, and what to type",
     "config": "print the settings in force, and where each comes from",
+    "flush": "deliver the spans that killed workers have left in their journals",
     "init": "write a commented configuration for a server, a container, a Collector or a framework",
     "demo": "run a traced application on this machine and show its traces",
     "receive": "receive traces as Mackerel does and print them as trees",

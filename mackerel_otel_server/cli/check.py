@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from mackerel_otel_server import settings as settings_module
 from mackerel_otel_server.cli.all_variables import FRAMEWORKS
-from mackerel_otel_server.cli.inspection import other_tracers, sending, variables, versions
+from mackerel_otel_server.cli.inspection import journals, other_tracers, sending, variables, versions
 from mackerel_otel_server.cli.inspection.findings import Finding, NotReadError, fail, ok, warn
 from mackerel_otel_server.cli.inspection.gunicorn import config_findings as of_gunicorn
 from mackerel_otel_server.cli.inspection.gunicorn.effective import read as read_gunicorn
@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
             *around.findings,
             *versions.findings(around.environ),
             *other_tracers.findings(around.environ),
+            *_about_journals(effective, around),
         ],
     )
     if args.send:
@@ -185,6 +186,12 @@ def _settings(around: _Surroundings) -> tuple[Settings | None, list[Shown], list
         for one in described.settings
     ]
     return effective, shown, found
+
+
+def _about_journals(effective: Settings | None, around: _Surroundings) -> list[Finding]:
+    if effective is None or "otlp" not in effective.exporters or environment.is_disabled(around.environ):
+        return []
+    return list(journals.findings(effective))
 
 
 def _send(report: Report, effective: Settings | None, around: _Surroundings) -> Report:

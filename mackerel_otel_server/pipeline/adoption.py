@@ -45,7 +45,7 @@ class LeftBehind:
         self.name: Final = name
         self._spool = spool
         self._file = file
-        self.contents: Final = _contents(file)
+        self.contents: Final = contents_of(file)
         self.delivered = 0
         self.lost: Counter[str] = Counter()
         self._under_way: list[list[int]] = []
@@ -188,7 +188,7 @@ class Adopter:
         return None
 
 
-def _contents(file: int) -> Contents:
+def contents_of(file: int) -> Contents:
     """Read a file; return no spans where it is no journal, or one of another format."""
     data = b""
     try:
@@ -205,7 +205,7 @@ def _owner(contents: Contents) -> str:
 
 def say_deleted(file: int, why: str) -> None:
     """Say which spans are lost with a file that is deleted."""
-    contents = _contents(file)
+    contents = contents_of(file)
     if contents.spans:
         log.warning(
             "deleted %d spans that %s left behind for %.200s, because %s; type mackerel-otel-server flush to send "

@@ -114,20 +114,25 @@ def send_here(application: str | None) -> dict[str, Any]:
     answer, seconds, date = answers[-1]
     trace_id = f"{span.get_span_context().trace_id:032x}"
     sent = Sent(trace_id, answer.accepted > 0, round(seconds * 1000), effective.shown_endpoint)
-    findings = [_explain(sent, answer, _variable(environ)), *_clock(date)]
+    findings = [_explain(sent, answer, cure(answer, environ)), *_clock(date)]
     return {"sent": asdict(sent), "findings": list(map(asdict, findings))}
 
 
-def _explain(sent: Sent, answer: Answer, variable: str) -> Finding:
-    follows, cure = answer.advice
+def cure(answer: Answer, environ: Mapping[str, str]) -> str:
+    """Return what to type where the endpoint does not take spans; the variables are those of this process."""
     # The pipeline's own advice is about batches, and it does not know which variable was typed.
-    if answer.cause and (own := _CURES.get(answer.cause.name)):
-        cure = own.format(endpoint=variable, compression=catalogue.COMPRESSION.names[-1])
+    if answer.cause and not answer.unconfirmed and (own := _CURES.get(answer.cause.name)):
+        return own.format(endpoint=_variable(environ), compression=catalogue.COMPRESSION.names[-1])
+    return answer.advice.cure
+
+
+def _explain(sent: Sent, answer: Answer, what_to_type: str) -> Finding:
+    follows = answer.advice.follows
     if not sent.accepted:
-        return fail(f"the endpoint takes no spans: {answer.seen}", follows, cure)
+        return fail(f"the endpoint takes no spans: {answer.seen}", follows, what_to_type)
     where = f"{sent.endpoint} accepted one span in {sent.milliseconds} ms"
     if answer.cause:
-        return warn(f"{where}, and {answer.seen}", follows, cure)
+        return warn(f"{where}, and {answer.seen}", follows, what_to_type)
     return ok(where, f"look for the trace {sent.trace_id}")
 
 
