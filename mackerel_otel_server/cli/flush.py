@@ -97,10 +97,11 @@ def run(args: argparse.Namespace) -> int:
         return 1
     # The lines for the log of a server. This command has its own.
     log.to_host(lambda _record: None)
-    if settings.spool is None and args.spool is None:
-        say("MACKEREL_OTEL_SPOOL=none: no journal is written with these settings; this looks into the default folder")
     setting = args.spool or settings.spool or ""
-    return _flush(Spool(setting), setting, settings, environ, mask, args)
+    spool = Spool(setting)
+    if settings.spool is None and args.spool is None:
+        say(f"MACKEREL_OTEL_SPOOL=none: no journal is written any more; was one written before, in {spool.path}?")
+    return _flush(spool, setting, settings, environ, mask, args)
 
 
 def _obstacle(settings: Settings, environ: Mapping[str, str]) -> str:
@@ -150,16 +151,16 @@ def _send_all(spool: Spool, settings: Settings, mask: Mask, *, with_other_keys: 
     wanted = {Whose.PRESENT, Whose.OTHER_KEY} if with_other_keys else {Whose.PRESENT}
     result = _Result()
     try:
-        for name, size in journals.names(spool):
-            taken = spool.take(name)
+        for found in journals.names(spool):
+            taken = spool.take(found.name)
             if taken is None:
-                if (file := spool.look_at(name)) is not None:
+                if (file := spool.look_at(found.name)) is not None:
                     contents = contents_of(file)
                     os.close(file)
-                    result.left.append(journals.described(name, size, contents, destination, is_running=True))
+                    result.left.append(journals.described(found, contents, destination, is_running=True))
                 continue
-            left = LeftBehind(spool, name, taken)
-            one = journals.described(name, size, left.contents, destination, is_running=False)
+            left = LeftBehind(spool, found.name, taken)
+            one = journals.described(found, left.contents, destination, is_running=False)
             if one.whose is Whose.UNKNOWN or (one.spans and one.whose not in wanted):
                 os.close(taken)
                 result.left.append(one)

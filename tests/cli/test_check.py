@@ -54,7 +54,7 @@ def test_settings_that_have_their_defaults_are_shown_with_all_only(tmp_path: Pat
     without, with_all = (
         run(tmp_path, *arguments, OTEL_BSP_SCHEDULE_DELAY="700").stdout for arguments in ((), ("--all",))
     )
-    made = {"MACKEREL_APIKEY", "OTEL_SERVICE_NAME", "OTEL_BSP_SCHEDULE_DELAY"}
+    made = {"MACKEREL_APIKEY", "OTEL_SERVICE_NAME", "OTEL_BSP_SCHEDULE_DELAY", "MACKEREL_OTEL_SPOOL"}
     settings = without.partition("\nSettings")[2].partition("\nVersions")[0]
     assert set(set_by_name.findall(settings)) == made
     settings = with_all.partition("\nSettings\n")[2].partition("\nVersions")[0]

@@ -7,14 +7,15 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mackerel_otel_server.cli import main
 from mackerel_otel_server.cli.init import FRAGMENTS
 from mackerel_otel_server.cli.receiver.endpoint import Receiver
 from mackerel_otel_server.cli.receiver.http_server import MAX_BODY_BYTES
+from mackerel_otel_server.pipeline.spool import FOLDER_BYTES
 
 FLASK = """
 from flask import Flask
@@ -322,7 +324,10 @@ def under_systemd(
     env = of_the_folder(folder, receiver, HOME="/proc/www", PATH=f"{PROGRAMS}:{os.environ['PATH']}")
     del env["MACKEREL_APIKEY"], env["OTEL_SERVICE_NAME"]
     env |= unit.variables(key, d=str(folder / "credentials"), t=str(runtime))
-    (runtime / unit.one("RuntimeDirectory")).mkdir()
+    folder_of_the_unit = runtime / unit.one("RuntimeDirectory")
+    if unit.one("RuntimeDirectoryPreserve") != "yes":
+        shutil.rmtree(folder_of_the_unit, ignore_errors=True)
+    folder_of_the_unit.mkdir(exist_ok=True)
     address = f"mackerel-otel-server-{uuid.uuid4().hex}"
     env["NOTIFY_SOCKET"] = f"@{address}"
     program, *arguments = shlex.split(unit.one("ExecStart"))
@@ -433,6 +438,9 @@ def dockerfile(instruction: str) -> list[str]:
     return re.findall(rf"^{instruction} (.*)$", read("docker"), re.MULTILINE)
 
 
+VOLUME = Path("/var/spool/mackerel")
+
+
 @contextmanager
 def in_the_container(folder: Path, receiver: Receiver, variables: dict[str, str]) -> Iterator[Server]:
     """Run the image's command with the image's variables and others, and nothing else."""
@@ -440,6 +448,11 @@ def in_the_container(folder: Path, receiver: Receiver, variables: dict[str, str]
     for name in ("MACKEREL_APIKEY", "OTEL_SERVICE_NAME", "PYTHONUNBUFFERED"):
         del env[name]
     env |= dict(line.split("=", 1) for line in dockerfile("ENV")) | variables
+    # What is mounted there.
+    journal = Path(env["MACKEREL_OTEL_SPOOL"])
+    assert journal.parent == VOLUME
+    (folder / "volume").mkdir(exist_ok=True)
+    env["MACKEREL_OTEL_SPOOL"] = str(folder / "volume" / journal.name)
     program, *arguments = json.loads(*dockerfile("CMD"))
     assert arguments.count("0.0.0.0:8000") == 1
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -511,7 +524,7 @@ def test_a_pods_spans_say_which_pod_they_are_from_and_its_probe_makes_none(tmp_p
     package(tmp_path, wsgi=PLAIN)
     _, container = pod()
     variables = variables_of_a_pod(container)
-    (mount,) = container["volumeMounts"]
+    mount = container["volumeMounts"][0]
     assert str(Path(variables["MACKEREL_APIKEY_FILE"]).parent) == mount["mountPath"]
     # `--from-file=apikey=…` names the file in the folder, which Kubernetes makes a link.
     assert Path(variables["MACKEREL_APIKEY_FILE"]).name == "apikey"
@@ -535,7 +548,7 @@ def test_a_pods_spans_say_which_pod_they_are_from_and_its_probe_makes_none(tmp_p
 def test_a_pod_starts_without_its_secret_and_serves(tmp_path: Path, receiver: Receiver) -> None:
     package(tmp_path, wsgi=PLAIN)
     spec, container = pod()
-    (volume,) = spec["volumes"]
+    volume = spec["volumes"][0]
     # Otherwise the pod stays in ContainerCreating: https://kubernetes.io/docs/concepts/configuration/secret/
     assert volume["secret"]["optional"] is True
     assert not any("secretKeyRef" in variable.get("valueFrom", {}) for variable in container["env"])
@@ -550,13 +563,76 @@ def test_a_pod_starts_without_its_secret_and_serves(tmp_path: Path, receiver: Re
 
 def test_the_volume_of_a_pod_is_the_secret_that_the_comments_make() -> None:
     spec, container = pod()
-    (volume,) = spec["volumes"]
+    volume = spec["volumes"][0]
     assert volume["name"] == container["volumeMounts"][0]["name"]
     assert any(f"secret generic {volume['secret']['secretName']} " in step for step in FRAGMENTS["kubernetes"].steps)
     # The files' group may read them, and the process belongs to that group.
     assert volume["secret"]["defaultMode"] == 0o440
     users = {spec["securityContext"]["runAsUser"], spec["securityContext"]["fsGroup"]}
     assert users == {int(*dockerfile("USER"))}
+
+
+def test_what_a_killed_container_has_left_is_sent_when_one_starts_again(tmp_path: Path, receiver: Receiver) -> None:
+    package(tmp_path, wsgi=PLAIN)
+    variables = {"MACKEREL_APIKEY_FILE": str(key_file(tmp_path))}
+    with in_the_container(tmp_path, receiver, {**variables, "OTEL_BSP_SCHEDULE_DELAY": "3600000"}) as server:
+        server.ask_every_worker(2, 2)
+        server.kill()
+    assert receiver.spans == []
+    assert_sent_by_the_next(receiver, server, lambda more: in_the_container(tmp_path, receiver, variables | more))
+
+
+def test_what_a_killed_service_has_left_is_sent_when_it_starts_again(
+    tmp_path: Path, receiver: Receiver, runtime: Path
+) -> None:
+    unit = Unit(read("systemd"))
+
+    @contextmanager
+    def started(more: dict[str, str]) -> Iterator[Server]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        package(folder, wsgi=PLAIN)
+        changed = Unit(read("systemd"))
+        changed.values["Environment"] += [f"{name}={value}" for name, value in more.items()]
+        with under_systemd(folder, changed, receiver, runtime) as (server, _):
+            yield server
+
+    with started({"OTEL_BSP_SCHEDULE_DELAY": "3600000"}) as server:
+        server.ask_every_worker(2, 2)
+        server.kill()
+    assert receiver.spans == []
+    journal = Path(unit.variables(None, d="", t=str(runtime))["MACKEREL_OTEL_SPOOL"])
+    assert len(list(journal.iterdir())) == 2
+    assert_sent_by_the_next(receiver, server, started)
+
+
+def assert_sent_by_the_next(
+    receiver: Receiver, killed: Server, start: Callable[[dict[str, str]], AbstractContextManager[Server]]
+) -> None:
+    with start({"OTEL_BSP_SCHEDULE_DELAY": "100"}) as server:
+        server.ask_every_worker(2, 2)
+        server.wait_for_log(r"delivered \d+ spans that worker \d+ left behind", count=2)
+        server.stop()
+    assert_all_have(receiver, killed.answered + server.answered, {"service.name": "mysite"})
+
+
+def test_the_folder_of_the_journal_is_that_of_the_image_and_of_the_volumes() -> None:
+    (folder,) = (value for value in dockerfile("ENV") if value.startswith("MACKEREL_OTEL_SPOOL="))
+    assert folder == f"MACKEREL_OTEL_SPOOL={VOLUME}/journal"
+    (user,) = dockerfile("USER")
+    # A new named volume gets the owner and the mode of the folder in the image.
+    assert any(f"install -d -o {user} -m 700 {VOLUME}" in command for command in dockerfile("RUN"))
+    compose = yaml.safe_load(read("compose"))
+    (volume,) = compose["services"]["web"]["volumes"]
+    name, _, where = volume.partition(":")
+    assert name in compose["volumes"]
+    assert where == str(VOLUME)
+    spec, container = pod()
+    assert variables_of_a_pod(container)["MACKEREL_OTEL_SPOOL"] == f"{VOLUME}/journal"
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["mountPath"] == str(VOLUME))
+    (pods_own,) = (volume for volume in spec["volumes"] if volume["name"] == mount["name"])
+    assert pods_own["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Mi"}
+    assert 2 * FOLDER_BYTES < 64 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,12 @@ Check = Callable[..., Checked]
 
 
 def clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment that says nothing about tracing."""
-    return {name: value for name, value in environ.items() if not name.startswith(FOREIGN) and name != "PYTHONPATH"}
+    """Return an environment that says nothing about tracing but where the journals of this test are."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name == "MACKEREL_OTEL_SPOOL" or (not name.startswith(FOREIGN) and name != "PYTHONPATH")
+    }
 
 
 def settle(folder: Path, monkeypatch: pytest.MonkeyPatch, **env: str) -> None:

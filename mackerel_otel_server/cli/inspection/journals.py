@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
     from mackerel_otel_server.pipeline.fingerprint import Destination
     from mackerel_otel_server.pipeline.journal_file import Contents
-    from mackerel_otel_server.pipeline.spool import Spool
+    from mackerel_otel_server.pipeline.spool import Left, Spool
     from mackerel_otel_server.settings import Settings
 
 # The pipeline is imported in functions: it needs much time, and `check` does without it where settings have errors.
 
 WITH_CHANGED_KEY: Final = "mackerel-otel-server flush --changed-key"
 _LONGEST_URL: Final = 200
+_SOON: Final = 60.0
+"""Seconds."""
 _MOST_NAMED: Final = 5
 """How many workers a line names."""
 
@@ -46,28 +48,29 @@ class Whose(Enum):
 
 @dataclass(frozen=True)
 class File:
-    """One journal. The endpoint is as its process has written it."""
+    """One journal: its size in bytes, its age in seconds; worker and endpoint are as its process has written them."""
 
     name: str
     size: int
+    age: float
     whose: Whose
     spans: int
     worker: str
     endpoint: str
 
 
-def names(spool: Spool) -> Iterator[tuple[str, int]]:
-    """Yield the name and the size of each journal, the oldest first.
+def names(spool: Spool) -> Iterator[Left]:
+    """Yield the name, the size and the age of each journal, the oldest first.
 
     Raises:
         OSError: This user cannot use the folder.
     """
     from mackerel_otel_server.pipeline.spool import SUFFIX
 
-    yield from ((one.name, one.size) for one in spool.files() if one.name.endswith(SUFFIX) and one.name[0] != ".")
+    yield from (one for one in spool.files() if one.name.endswith(SUFFIX) and one.name[0] != ".")
 
 
-def described(name: str, size: int, contents: Contents, destination: Destination, *, is_running: bool) -> File:
+def described(found: Left, contents: Contents, destination: Destination, *, is_running: bool) -> File:
     """Say whose a file is and what it holds."""
     endpoint = contents.about.get("endpoint")
     if is_running:
@@ -79,7 +82,7 @@ def described(name: str, size: int, contents: Contents, destination: Destination
     else:
         whose = Whose.OTHER_KEY if endpoint == destination.shown else Whose.ELSEWHERE
     worker = one_line(contents.about.get("pid", "?"), 20)
-    return File(name, size, whose, len(contents), worker, one_line(endpoint or "?", _LONGEST_URL))
+    return File(*found, whose, len(contents), worker, one_line(endpoint or "?", _LONGEST_URL))
 
 
 def look(spool: Spool, destination: Destination) -> list[File]:
@@ -91,12 +94,12 @@ def look(spool: Spool, destination: Destination) -> list[File]:
     from mackerel_otel_server.pipeline.adoption import contents_of
 
     found = []
-    for name, size in names(spool):
-        taken = spool.take(name)
-        file = spool.look_at(name) if taken is None else taken
+    for entry in names(spool):
+        taken = spool.take(entry.name)
+        file = spool.look_at(entry.name) if taken is None else taken
         if file is not None:
             try:
-                one = described(name, size, contents_of(file), destination, is_running=taken is None)
+                one = described(entry, contents_of(file), destination, is_running=taken is None)
             finally:
                 os.close(file)
             if one.spans or one.whose in {Whose.RUNNING, Whose.UNKNOWN}:
@@ -159,7 +162,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
     if obstacle is None:
         files = look(spool, Destination(settings, settings.api_key))
         yield _contents(spool, files)
-        yield from left_for_others(files)
+        # A server of the same user that sends elsewhere sends its own within seconds.
+        yield from left_for_others([one for one in files if one.age > _SOON])
     else:
         yield obstacle
     yield from of_others(spool, settings.spool, "mackerel-otel-server check")
