@@ -162,10 +162,10 @@ def _send_all(spool: Spool, settings: Settings, mask: Mask, *, with_other_keys: 
             left = LeftBehind(spool, found.name, taken)
             one = journals.described(found, left.contents, destination, is_running=False)
             if one.whose is Whose.UNKNOWN or (one.spans and one.whose not in wanted):
-                os.close(taken)
+                spool.release(taken)
                 result.left.append(one)
             elif one.spans and result.answer is not None:
-                os.close(taken)
+                spool.release(taken)
                 result.waiting.append(one)
             else:
                 result.answer = _send(left, exporter, settings)
@@ -185,14 +185,14 @@ def _send(left: LeftBehind, exporter: Exporter, settings: Settings) -> Answer | 
             deadline = time.monotonic() + settings.timeout
             answer = left.send_batch(exporter, settings.max_export_batch_size, BATCH_BYTES, deadline)
             if answer is None or answer.keep or answer.pause or answer.unconfirmed:
-                return answer
+                break
     except BaseException:
-        # Ctrl-C. What was sent and has no answer must not be sent again.
+        # Ctrl-C. What was sent and has no answer must not be sent again. The end of this process lets go of the file.
         if exporter.unanswered:
             left.give_up()
         raise
-    finally:
-        left.close()
+    left.close()
+    return answer
 
 
 def _say_what_became_of(left: LeftBehind, mask: Mask) -> None:

@@ -131,14 +131,14 @@ def test_a_torn_record_and_a_file_that_is_no_journal_harm_nothing(receiver: Rece
     (file,) = spool.iterdir()
     with file.open("ab") as torn:
         torn.write(file.read_bytes()[-40:-8])
-    (spool / "0000.journal").write_bytes(b"anything")
+    (spool / "00000000deadbeef.journal").write_bytes(b"anything")
     (spool / "notes.txt").write_bytes(b"not of this package")
     done = flush(env)
     assert done.status == 1
     assert f"delivered 3 spans that worker {pid} left behind" in done.out
-    assert "1 file cannot be read (0000.journal)" in done.err
+    assert "1 file cannot be read (00000000deadbeef.journal)" in done.err
     assert names(receiver) == ["span 0", "span 1", "span 2"]
-    assert sorted(path.name for path in spool.iterdir()) == ["0000.journal", "notes.txt"]
+    assert sorted(path.name for path in spool.iterdir()) == ["00000000deadbeef.journal", "notes.txt"]
 
 
 def test_what_a_living_process_holds_is_left_to_it(receiver: Receiver, spool: Path) -> None:

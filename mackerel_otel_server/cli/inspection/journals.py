@@ -101,7 +101,7 @@ def look(spool: Spool, destination: Destination) -> list[File]:
             try:
                 one = described(entry, contents_of(file), destination, is_running=taken is None)
             finally:
-                os.close(file)
+                spool.release(file)
             if one.spans or one.whose in {Whose.RUNNING, Whose.UNKNOWN}:
                 found.append(one)
     return found
