@@ -22,7 +22,7 @@ from mackerel_otel_server.pipeline.encoder import scope_fields
 from mackerel_otel_server.process.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from collections.abc import Set as AbstractSet
 
     from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder, QueuedSpan
@@ -35,22 +35,23 @@ _WORTH_REPLACING: Final = 65_536
 """From so many bytes on, a file whose spans are all settled is removed while the process goes on."""
 _BETWEEN_TRIES: Final = 60.0
 """Seconds from a failure to the next try."""
-_IN_VAIN: Final = 10
+_TRIES: Final = range(10)
 """How often a record is tried, if other threads retire the file meanwhile."""
 _LONGEST_WAIT: Final = 1.0
 """Seconds. To open a file takes some microseconds."""
 
 # Names of this module, because the span of each request is written with them.
-_SPANS: Final = journal_file.SPANS
+_SPANS: Final = bytes((journal_file.SPANS,))
 _HEAD_BYTES: Final = journal_file.HEAD_BYTES
 _pack_head: Final = journal_file.pack_head
-_pack_start: Final = journal_file.pack_start
 _crc32: Final = zlib.crc32
 _write: Final = os.write
 
 
 class _Segment:
     """One file. Its process holds it open, and with it the lock, until every span in it is settled."""
+
+    __slots__ = ("file", "is_closed", "kept", "mark", "name", "number", "open", "scope_number", "scopes", "written")
 
     def __init__(self, file: int, name: str, mark: bytes, written: int) -> None:
         self.file = file
@@ -101,52 +102,50 @@ class Journal:
         """Whether spans that are queued now would outlive this process."""
         return self._segment is not None or time.monotonic() >= self._again_at
 
-    def write(self, spans: list[EncodedSpan]) -> Place | None:
+    # One function, because a call for each of the steps would take time.
+    def write(self, spans: Sequence[EncodedSpan]) -> Place | None:  # noqa: C901
         """Append spans; return where they are, or None where they cannot be written. Never raises.
 
         Any thread and any signal handler may call this.
         """
-        for _ in range(_IN_VAIN):
+        for _ in _TRIES:
             segment = self._segment
             if segment is None or segment.written >= SEGMENT_BYTES:
                 segment = self._next(segment)
-            if segment is None:
-                return None
+                if segment is None:
+                    return None
             number = segment.number()
             segment.open.add(number)
-            if not segment.is_closed:
-                return self._append(segment, number, spans)
-            # Another thread has retired this file meanwhile, and the record would be removed with it.
-            segment.open.discard(number)
-            if segment is not self._segment:
-                self._retire_if_done(segment)
-        return None
-
-    def _append(self, segment: _Segment, number: int, spans: list[EncodedSpan]) -> Place | None:
-        try:
-            scopes = segment.scopes
-            parts = [_pack_start(_SPANS, number)]
-            for scope, data in spans:
-                parts.append(scopes.get(id(scope)) or self._add_scope(segment, scope))
-                parts.append(data)
-            # What journal_file.record() and self._write() do. A call of each would take time.
-            content = b"".join(parts)
-            size = len(content)
-            written = _write(segment.file, _pack_head(segment.mark, size, _crc32(content)) + content)
-            segment.written += written
-            if written != size + _HEAD_BYTES:
+            if segment.is_closed:
+                # Another thread has retired this file meanwhile, and the record would be removed with it.
+                segment.open.discard(number)
+                if segment is not self._segment:
+                    self._retire_if_done(segment)
+                continue
+            try:
+                scopes = segment.scopes
+                content = _SPANS
+                for scope, data in spans:
+                    content += (scopes.get(id(scope)) or self._add_scope(segment, scope)) + data
+                # What journal_file.record() and self._write() do. A call of each would take time.
+                size = len(content)
+                checksum = _crc32(content, number)
+                written = _write(segment.file, _pack_head(segment.mark, size, checksum, number) + content)
+                segment.written += written
+                if written == size + _HEAD_BYTES:
+                    return segment, number
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as where nothing was written
-        except Exception as error:
-            segment.open.discard(number)
-            # In a process that was forked meanwhile, the file is closed, and these spans are its parent's.
-            if segment in self._segments:
-                self._fail(error)
-            return None
-        except BaseException:
-            # A signal handler has raised an exit. The spans stay in the queue, from which nobody could settle them.
-            self.settle([(None, b"", (segment, number))])
-            raise
-        return segment, number
+            except Exception as error:
+                segment.open.discard(number)
+                # In a process that was forked meanwhile, the file is closed, and these spans are its parent's.
+                if segment in self._segments:
+                    self._fail(error)
+                return None
+            except BaseException:
+                # A signal handler has raised an exit. The spans stay in the queue, from which nobody could settle them.
+                self.settle([(None, b"", (segment, number))])
+                raise
+        return None
 
     @staticmethod
     def _write(segment: _Segment, data: bytes) -> None:
@@ -162,15 +161,14 @@ class Journal:
 
     def settle(self, spans: Iterable[QueuedSpan]) -> None:
         """Note that spans were delivered or lost, and remove the files that are not needed any more. Never raises."""
-        by_segment: dict[_Segment, set[int]] = {}
-        last = None
-        for span in spans:
-            place = span[2]
-            # The spans of one record have the same place.
-            if place is not last and place is not None:
-                by_segment.setdefault(place[0], set()).add(place[1])
-                last = place
-        for segment, numbers in by_segment.items():
+        # The spans of one record have the same place.
+        places = {place for _, _, place in spans if place is not None}
+        if not places:
+            return
+        segments, all_numbers = zip(*places, strict=True)
+        different = set(segments)
+        for segment in different:
+            numbers = {number for of, number in places if of is segment} if len(different) > 1 else set(all_numbers)
             self._renew_if_gone(segment)
             if self._retire_if_done(segment, numbers):
                 continue

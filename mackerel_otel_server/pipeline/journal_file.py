@@ -4,7 +4,8 @@ A process may be killed at any moment, so a file is a list of records, each of w
 record that is torn or damaged is skipped: every record begins with the mark of its file, which is random, so that no
 text of a span can look like a record.
 
-``MAGIC``, mark, then records: mark, size of the content, checksum, content. A content is kind, number and payload.
+``MAGIC``, mark, then records: mark, size of the content, checksum, number, content. A content is a kind, which is one
+byte, and a payload.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterator
 
 MAGIC: Final = b"mackerel-otel-server journal 1\n"
 """The number is that of the format. A file of another format is left to those who know it."""
@@ -34,13 +35,10 @@ SETTLED: Final = 5
 """The first and the last number of records that were delivered or lost, as often as needed."""
 
 pack_scope_number: Final = struct.Struct("<H").pack
-_HEAD: Final = struct.Struct("<8sII")
+_HEAD: Final = struct.Struct("<8sIII")
 HEAD_BYTES: Final = _HEAD.size
 pack_head: Final = _HEAD.pack
-"""Packs the mark, the size of the content and its checksum, which is that of zlib.crc32()."""
-_START: Final = struct.Struct("<BI")
-pack_start: Final = _START.pack
-"""Packs kind and number, with which a content begins."""
+"""Packs the mark, the size of the content, ``zlib.crc32(content, number)`` and the number."""
 _RANGE: Final = struct.Struct("<II")
 _SIZE: Final = struct.Struct("<I")
 _SCOPE_NUMBER: Final = struct.Struct("<H")
@@ -60,8 +58,8 @@ NO_SCOPE: Final[Scope] = (b"\x0a\x00", b"")
 
 def record(mark: bytes, kind: int, number: int, payload: bytes) -> bytes:
     """Return the bytes of one record."""
-    content = pack_start(kind, number) + payload
-    return pack_head(mark, len(content), _crc32(content)) + content
+    content = bytes((kind,)) + payload
+    return pack_head(mark, len(content), _crc32(content, number), number) + content
 
 
 def beginning(mark: bytes, about: dict[str, Any], resource: bytes, schema_url: bytes) -> bytes:
@@ -82,9 +80,14 @@ def scope_record(mark: bytes, number: int, scope: Scope) -> bytes:
     return record(mark, SCOPE, number, _SIZE.pack(len(scope[0])) + scope[0] + scope[1])
 
 
-def settled_record(mark: bytes, numbers: Iterable[int]) -> bytes:
+def settled_record(mark: bytes, numbers: Collection[int]) -> bytes:
     """Return the record that says that others are settled."""
     ranges: list[tuple[int, int]] = []
+    first, last = min(numbers), max(numbers)
+    if last - first == len(numbers) - 1:
+        # Most batches are this simple.
+        ranges.append((first, last))
+        numbers = ()
     for number in sorted(numbers):
         if ranges and ranges[-1][1] == number - 1:
             ranges[-1] = ranges[-1][0], number
@@ -190,10 +193,10 @@ def _records(data: bytes, contents: Contents) -> Iterator[tuple[int, int, bytes]
     while start < len(data):
         begin = start + _HEAD.size
         if data.startswith(mark, start) and begin <= len(data):
-            _, size, checksum = _HEAD.unpack_from(data, start)
+            _, size, checksum, number = _HEAD.unpack_from(data, start)
             content = data[begin : begin + size] if begin + size <= len(data) else b""
-            if _START.size <= len(content) == size and _crc32(content) == checksum:
-                yield *_START.unpack_from(content), content[_START.size :]
+            if 0 < size == len(content) and _crc32(content, number) == checksum:
+                yield content[0], number, content[1:]
                 start = begin + size
                 continue
             wasted += len(content)

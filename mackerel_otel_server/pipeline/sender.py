@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mackerel_otel_server.pipeline.adoption import Adopter, LeftBehind
     from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder, QueuedSpan
     from mackerel_otel_server.pipeline.exporter import Exporter
-    from mackerel_otel_server.pipeline.journal import Journal, Place
+    from mackerel_otel_server.pipeline.journal import Journal
     from mackerel_otel_server.settings import Settings
 
 BATCH_BYTES: Final = 3_500_000
@@ -187,67 +187,83 @@ class Sender:
             self._wake_once()
             return
         # A request's own span ends before its response is sent. What was answered must be in the journal by then, so
-        # that this span is not for other threads to take: one of them might still be encoding it.
-        last = None
-        # Field 2 of a span context says whether it came from another process. Its property would take more time.
+        # that this span is not for other threads to take: one of them might still be encoding it. Field 2 of a span
+        # context says whether it came from another process; its property would take more time.
         if self._journal is not None and ((parent := span.parent) is None or parent[2]):
-            last = span
+            if ended:
+                self._encode(self._take_ended(self._together))
+            self._encode_one(span)
         else:
             ended.append(span)
-        if last is not None or len(ended) >= self._together:
-            self._encode(min(len(ended), self._together), last)
-            if len(self._queue) >= self._batch_size or self._queued_bytes >= BATCH_BYTES:
-                self._wake_once()
+            if len(ended) < self._together:
+                return
+            self._encode(self._take_ended(self._together))
+        if len(self._queue) >= self._batch_size or self._queued_bytes >= BATCH_BYTES:
+            self._wake_once()
 
-    def _encode(self, count: int, last: ReadableSpan | None = None) -> None:
-        """Encode up to ``count`` of the spans that have ended, and another one.
-
-        Several threads may do so at the same time.
-        """
+    def _take_ended(self, count: int) -> list[ReadableSpan]:
+        """Take up to so many of the spans that wait to be encoded. Several threads may do so at the same time."""
         ended = self._ended
-        encoded: list[EncodedSpan] = []
-        size = 0
+        spans: list[ReadableSpan] = []
+        with suppress(IndexError):
+            while len(spans) < count:
+                spans.append(ended.popleft())
+        return spans
+
+    def _encode_one(self, span: ReadableSpan) -> None:
+        """Do what _encode() does, in half the time."""
+        try:
+            encoded = self._encoder.encode(span)
+        except Exception:
+            self._encode([span])
+            return
+        scope, data = encoded
+        size = len(data)
+        if size > BATCH_BYTES or (journal := self._journal) is None:
+            self._encode([span])
+            return
         place = None
         try:
-            while True:
-                if count > 0 and ended:
-                    count -= 1
-                    try:
-                        span = ended.popleft()
-                    except IndexError:  # another thread was quicker
-                        continue
-                elif last is not None:
-                    span, last = last, None
-                else:
-                    break
+            place = journal.write((encoded,))
+        finally:
+            # Also where a signal handler raises an exit meanwhile.
+            self._queue.append((scope, data, place))
+            self._queued_bytes += size
+
+    def _encode(self, spans: list[ReadableSpan]) -> None:
+        """Encode spans, write them into the journal, and queue them."""
+        encode = self._encoder.encode
+        journal = self._journal
+        encoded: list[EncodedSpan] = []
+        queued: list[QueuedSpan] = []
+        place = None
+        size = 0
+        rest = iter(spans)
+        try:
+            for span in rest:
                 try:
-                    data = self._encoder.encode(span)
+                    data = encode(span)
                     if len(data[1]) > BATCH_BYTES:
                         self._say_what_is_cut(span, len(data[1]))
-                        data = self._encoder.encode(oversized_spans.cut(span))
+                        data = encode(oversized_spans.cut(span))
                 except Exception:
                     self._unencodable.add()
                     log.debug("a span cannot be encoded", exc_info=True)
                     continue
-                if size + len(data[1]) > BATCH_BYTES and self._journal is not None and encoded:
-                    # A record must fit into one request: it is settled as a whole.
-                    place = self._journal.write(encoded)
-                    self._enqueue(encoded, size, place)
-                    encoded, size, place = [], 0, None
                 encoded.append(data)
                 size += len(data[1])
-            if self._journal is not None and encoded:
-                place = self._journal.write(encoded)
+            if journal is not None and encoded:
+                if size <= BATCH_BYTES:
+                    place = journal.write(encoded)
+                else:
+                    # A record must fit into one request, because it is settled as a whole.
+                    queued = [(*data, journal.write((data,))) for data in encoded]
         finally:
             # Also where a signal handler raises an exit meanwhile.
-            if last is not None:
-                ended.append(last)
-            self._enqueue(encoded, size, place)
-
-    def _enqueue(self, encoded: list[EncodedSpan], size: int, place: Place | None) -> None:
-        self._queue.extend([(scope, data, place) for scope, data in encoded])
-        # Two threads at once may make the number wrong; the sender's thread sets it right when the queue is empty.
-        self._queued_bytes += size
+            self._queue.extend(queued or [(scope, span_bytes, place) for scope, span_bytes in encoded])
+            # Two threads at once may make the number wrong; the sender's thread sets it right when the queue is empty.
+            self._queued_bytes += size
+            self._ended.extend(rest)
 
     def _leave(self, spans: Iterable[ReadableSpan]) -> bool:
         """Write spans that come too late for this process into the journal; return whether that was possible."""
@@ -302,7 +318,7 @@ class Sender:
             timeout: Seconds.
         """
         # First, what a kill would take along must be in the journal.
-        self._encode(len(self._ended))
+        self._encode(self._take_ended(len(self._ended)))
         if not (self._queue or self._ended) or not self._rescuing.acquire(blocking=False):
             return
         try:
@@ -310,7 +326,7 @@ class Sender:
                 self._rescue = _Book(self._book.exporter.another())
             deadline = time.monotonic() + timeout
             while (self._queue or self._ended) and time.monotonic() < deadline:
-                self._encode(len(self._ended))
+                self._encode(self._take_ended(len(self._ended)))
                 batch = self._take(self._batch_size)
                 if batch and not self._deliver(self._rescue, batch, deadline):
                     return
@@ -364,7 +380,7 @@ class Sender:
         if self._too_late is None:
             self._too_late = self._dropped.setdefault(TOO_LATE, Tally())
         if self._journal is not None:
-            self._encode(len(self._ended))
+            self._encode(self._take_ended(len(self._ended)))
             for book in self._books():
                 self._give_up_what_is_under_way(book)
         unsent = self._dropped.setdefault(self.why_unsent, Tally())
@@ -509,7 +525,7 @@ class Sender:
     def _send(self, *, drain: bool) -> None:
         size = self._batch_size
         if drain:
-            self._encode(len(self._ended))
+            self._encode(self._take_ended(len(self._ended)))
         if not self._queue:
             # Threads that met in _encode() may have left a wrong number, which would count as a full queue for ever.
             self._queued_bytes = 0
