@@ -50,9 +50,10 @@ def work(rounds=1_000_000_000):
 
 def process(threads):
     mackerel_otel_server.instrument()
-    say("pid", os.getpid())
     if not threads:
         work(1)
+    say("pid", os.getpid())
+    if not threads:
         sys.stdin.read()
         sys.exit(0)
     for _ in range(threads - 1):
