@@ -10,6 +10,8 @@ byte, and a payload.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import struct
 import zlib
@@ -147,11 +149,14 @@ def read(data: bytes) -> Contents:
             contents.is_damaged = True
     if not contents.about or not contents.resource:
         raise NotAJournalError("its beginning is damaged")
-    for first, last in settled:
-        # A damaged file may name more numbers than can be counted.
-        for number in range(first, last + 1) if last - first < len(contents.spans) else list(contents.spans):
-            if first <= number <= last:
-                contents.spans.pop(number, None)
+    # By bisection: a damaged file may name more numbers than can be counted, and each of them very often.
+    settled.sort()
+    firsts = [first for first, _ in settled]
+    lasts = list(itertools.accumulate((last for _, last in settled), max))
+    for number in list(contents.spans):
+        index = bisect.bisect(firsts, number)
+        if index and number <= lasts[index - 1]:
+            del contents.spans[number]
     return contents
 
 
