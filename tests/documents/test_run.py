@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def _server_of(block: str, folder: Path, env: dict[str, str]) -> Iterator[Server
 def test_the_first_lines_of_the_readme_trace_a_django_project(tmp_path: Path, receiver: Receiver) -> None:
     env = environment(receiver)
     del env["MACKEREL_APIKEY"], env["OTEL_SERVICE_NAME"]
-    lines = block("sh", "export MACKEREL_APIKEY").replace("APIKEY=…", "APIKEY=test-key")
+    lines = block("sh", "export MACKEREL_APIKEY=…").replace("APIKEY=…", "APIKEY=test-key")
     with _server_of(lines, tmp_path, env) as server:
         server.get("/")
         log = server.stop()
@@ -132,12 +132,72 @@ def test_the_lines_that_check_an_installation_find_it_sound(tmp_path: Path, rece
 def test_the_lines_that_check_a_container_and_a_unit_send_a_span_each(tmp_path: Path, receiver: Receiver) -> None:
     (tmp_path / "apikey").write_text("test-key\n")
     (tmp_path / ".venv").symlink_to(BIN.parent)
-    lines = block("sh", "docker exec").replace("/srv/mysite", str(tmp_path)).replace("/etc/mackerel", str(tmp_path))
+    lines = (
+        block("sh", "docker exec CONTAINER mackerel-otel-server check")
+        .replace("/srv/mysite", str(tmp_path))
+        .replace("/etc/mackerel", str(tmp_path))
+    )
     # These programs are not here; functions in their place run the command that they are given.
     programs = 'docker() { shift 2; "$@"; }\nkubectl() { shift 3; "$@"; }\nsudo() { env -u MACKEREL_APIKEY "$@"; }\n'
     result = _bash(tmp_path, programs + lines, environment(receiver))
     assert result.returncode == 0, result
     assert [span.resource["service.name"] for span in receiver.spans] == ["shop", "shop", "mysite"]
+
+
+LEAVE = """
+import os, signal
+import mackerel_otel_server
+mackerel_otel_server.instrument()
+from opentelemetry import trace
+trace.get_tracer("shop").start_span("fish").end()
+mackerel_otel_server.stats()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def _leave(env: Mapping[str, str]) -> None:
+    """Let a process be killed with a span in its journal."""
+    killed = subprocess.run(
+        [sys.executable, "-c", LEAVE], env={**env, "OTEL_BSP_SCHEDULE_DELAY": "3600000"}, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+
+
+def test_the_lines_that_deliver_what_was_left_do_so(tmp_path: Path, receiver: Receiver) -> None:
+    env = environment(receiver)
+    _leave({**env, "MACKEREL_APIKEY": "the-key-before"})
+    _leave(env)
+    first, second = block("sh", "flush --changed-key").splitlines()
+    result = _bash(tmp_path, first, env)
+    assert result.returncode == 1, result
+    assert "flush --changed-key" in result.stderr
+    assert len(receiver.spans) == 1
+    result = _bash(tmp_path, second, env)
+    assert result.returncode == 0, result
+    assert len(receiver.spans) == 2
+
+
+def test_the_lines_that_deliver_what_a_container_or_a_unit_left_do_so(tmp_path: Path, receiver: Receiver) -> None:
+    env = environment(receiver)
+    (tmp_path / "apikey").write_text("test-key\n")
+    (tmp_path / ".venv").symlink_to(BIN.parent)
+    lines = block("sh", "kubectl exec deploy/mysite -- mackerel-otel-server flush")
+    for name, there in (
+        ("/srv/mysite", str(tmp_path)),
+        ("/etc/mackerel", str(tmp_path)),
+        ("/run/gunicorn/journal", env["MACKEREL_OTEL_SPOOL"]),
+    ):
+        lines = lines.replace(name, there)
+    programs = 'docker() { shift 2; "$@"; }\nkubectl() { shift 3; "$@"; }\n'
+    # `sudo cat`, and `sudo -u NAME --preserve-env=NAMES`.
+    programs += 'sudo() { [ "$1" = -u ] && shift 3; "$@"; }\n'
+    _leave(env)
+    for count, begin in enumerate(("docker", "kubectl", "export"), 1):
+        (part,) = re.findall(rf"^{begin}(?:.|\n(?=sudo))*", lines, re.MULTILINE)
+        result = _bash(tmp_path, programs + part, env)
+        assert result.returncode == 0, result
+        assert len(receiver.spans) == count
+        _leave(env)
 
 
 def test_the_example_of_check_is_what_check_says(tmp_path: Path) -> None:

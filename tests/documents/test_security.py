@@ -153,15 +153,18 @@ def _audit(event, args):
         files.append(frame.f_code.co_filename)
         frame = frame.f_back
     if any("/mackerel_otel_server/" in file or "/opentelemetry/" in file for file in files):
-        sys.stderr.write(f"AUDIT {event}\\n")
+        sys.stderr.write(f"AUDIT {event} {args[0]}\\n")
 sys.addaudithook(_audit)
 from mackerel_otel_server.gunicorn import install
 install(globals())
 """
 
 
-def test_a_worker_opens_no_port_writes_no_file_and_starts_two_threads(tmp_path: Path, receiver: Receiver) -> None:
+def test_a_worker_opens_no_port_writes_its_journal_only_and_starts_two_threads(
+    tmp_path: Path, receiver: Receiver
+) -> None:
     (tmp_path / "gunicorn.conf.py").write_text(CONFIGURATION)
+    journal = os.environ["MACKEREL_OTEL_SPOOL"]
     # Without the instrumentation of threads, which is on the stack of whatever any thread of the server does.
     env = environment(receiver, PYTHONDONTWRITEBYTECODE="1", OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="threading")
     with gunicorn(tmp_path, env=env, conf=None, workers=1) as server:
@@ -171,4 +174,6 @@ def test_a_worker_opens_no_port_writes_no_file_and_starts_two_threads(tmp_path: 
         log = server.stop()
     assert len(server_spans(receiver.spans)) == 4
     assert len(threads) == 1 + 2
-    assert "AUDIT" not in log, log
+    done = re.findall(r"^AUDIT (.*)$", log, re.MULTILINE)
+    # The file's name is relative to the folder, and hidden until it is locked.
+    assert [re.sub(r"[0-9a-f]{16}", "RANDOM", line) for line in done] == [f"os.mkdir {journal}", "open .RANDOM"], log
