@@ -110,6 +110,7 @@ LOST_WITH_STANDARD_PARTS: Final = (
     "explained refusals",
     "counts of rejected spans",
     "stack traces of killed requests",
+    "what is queued at SIGKILL",
 )
 """What OpenTelemetry's own parts do not do; tests/servers/test_standard_parts.py finds out."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import ssl
 import subprocess
 import sys
@@ -311,14 +312,32 @@ def _of_kills(parts: str, tmp_path: Path) -> Iterator[tuple[str, bool]]:
     yield "the stack trace of a request that the server kills", where
 
 
+def _of_sigkill(parts: str, tmp_path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield whether another worker sends what one that is killed with SIGKILL had queued."""
+    with Receiver(api_key="test-key") as receiver:
+        env = environment(receiver, MACKEREL_OTEL_PARTS=parts, OTEL_BSP_SCHEDULE_DELAY="2000")
+        with gunicorn(tmp_path, env=env, workers=1) as server:
+            pid = int(server.get("/pid").body)
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: server.get("/pid").body != str(pid).encode(), "another worker", lambda: server.log)
+            if parts == "own":
+                wait_until(lambda: "that worker" in server.log, "the line about what was left", lambda: server.log)
+            server.stop()
+    pids = {span.resource["process.pid"] for span in server_spans(receiver.spans)}
+    yield "the spans that a worker has queued when it is killed with SIGKILL", pid in pids
+
+
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bool, bool]]:
     """Return each row's first column, and whether it is true of our own parts and of the standard ones."""
     columns: list[dict[str, bool]] = []
     for parts in ("own", "standard"):
         column: dict[str, bool] = {}
-        for look in (_of_requests, _of_sending, _of_kills):
-            column.update(look(parts, tmp_path_factory.mktemp(parts)))
+        for look in (_of_requests, _of_sending, _of_kills, _of_sigkill):
+            folder = tmp_path_factory.mktemp(parts)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("MACKEREL_OTEL_SPOOL", str(folder / "spool"))
+                column.update(look(parts, folder))
         columns.append(column)
     own, standard = columns
     assert list(own) == list(standard)
