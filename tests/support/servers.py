@@ -173,7 +173,7 @@ class Server:
 
         def idle() -> bool:
             nonlocal quiet
-            if any(_state(pid) != "S" for pid in _pids() if _session(pid) == self.process.pid):
+            if any(_state(pid) not in {"S", "Z"} for pid in _pids() if _session(pid) == self.process.pid):
                 quiet = iter(range(10))
             return next(quiet, None) is None
 
