@@ -509,7 +509,8 @@ class Sender:
             self._last_failed = answer.keep or answer.unconfirmed or answer.pause > 0
             self._adopt_from = time.monotonic() + PROBE_SECONDS
             if answer.keep:
-                self._paused_until = time.monotonic() + answer.pause
+                # Nothing is lost by another attempt, so this one need not be rare.
+                self._paused_until = self._adopt_from = time.monotonic() + answer.pause
         if answer is None or answer.keep or answer.pause:
             self._adopted = None
             adopted.close()
