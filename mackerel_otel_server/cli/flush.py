@@ -179,20 +179,16 @@ def _send_all(spool: Spool, settings: Settings, mask: Mask, *, with_other_keys: 
 
 
 def _send(left: LeftBehind, exporter: Exporter, settings: Settings) -> Answer | None:
-    """Send one file; return the answer after which nothing more can be sent, if there is one."""
-    try:
-        while True:
-            deadline = time.monotonic() + settings.timeout
-            answer = left.send_batch(exporter, settings.max_export_batch_size, BATCH_BYTES, deadline)
-            if answer is None or answer.keep or answer.pause or answer.unconfirmed:
-                break
-    except BaseException:
-        # Ctrl-C. What was sent and has no answer must not be sent again. The end of this process lets go of the file.
-        if exporter.unanswered:
-            left.give_up()
-        raise
-    left.close()
-    return answer
+    """Send one file; return the answer after which nothing more can be sent, if there is one.
+
+    Ctrl-C leaves the file as it is. What was under way may then arrive twice, as after the end of a killed worker.
+    """
+    while True:
+        deadline = time.monotonic() + settings.timeout
+        answer = left.send_batch(exporter, settings.max_export_batch_size, BATCH_BYTES, deadline)
+        if answer is None or answer.keep or answer.pause or answer.unconfirmed:
+            left.close()
+            return answer
 
 
 def _say_what_became_of(left: LeftBehind, mask: Mask) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -351,3 +352,41 @@ def test_a_relative_folder_is_bad_use(receiver: Receiver) -> None:
     done = flush(environment(receiver), "--spool", "here")
     assert done.status == 2
     assert "--spool 'here' is no absolute path" in done.err
+
+
+def test_two_at_once_deliver_each_span_once(receiver: Receiver, spool: Path) -> None:
+    env = environment(receiver)
+    leave(env, 1)
+    (first,) = spool.iterdir()
+    data = first.read_bytes()
+    for number in range(40):
+        (spool / f"{number:016x}.journal").write_bytes(data)
+    command = [sys.executable, "-m", "mackerel_otel_server", "flush"]
+    both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    told = b"".join(process.communicate(timeout=60)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0], told
+    assert told.count(b"delivered 1 span ") == 41
+    assert len(receiver.spans) == 41
+    assert list(spool.iterdir()) == []
+
+
+def test_ctrl_c_ends_it_and_leaves_the_file(spool: Path) -> None:
+    asked = threading.Event()
+
+    def hang(server: FaultServer, sock: socket.socket) -> None:
+        asked.set()
+        never(server, sock)
+
+    with FaultServer(Step(act=hang)) as far:
+        env = environment(MACKEREL_OTEL_ENDPOINT=far.url, MACKEREL_APIKEY=KEY, OTEL_SERVICE_NAME="shop")
+        leave(env)
+        command = [sys.executable, "-m", "mackerel_otel_server", "flush"]
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert asked.wait(60)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (130, ""), err
+        assert "Traceback" not in err
+        assert len(far.requests) == 1
+    (file,) = spool.iterdir()
+    assert len(journal_file.read(file.read_bytes())) == 3

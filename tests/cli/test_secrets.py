@@ -1,8 +1,9 @@
-"""No secret is in what ``check`` and ``config`` say, wherever it was typed, and whatever is wrong beside it."""
+"""No secret is in what ``check``, ``config`` and ``flush`` say, wherever it was typed and whatever else is wrong."""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,11 @@ import pytest
 from checking import INSTALL, settle
 from fault_server import FaultServer, Step
 
+from mackerel_otel_server import settings
 from mackerel_otel_server.cli import main
+from mackerel_otel_server.pipeline import journal_file
+from mackerel_otel_server.pipeline.fingerprint import Destination
+from mackerel_otel_server.process import log
 
 SECRET = "S3cr3t-of/nobody:x"
 ENCODED = quote(SECRET, safe="")
@@ -94,7 +99,7 @@ VARIABLES: list[dict[str, str]] = [
 def said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], env: Mapping[str, str]
 ) -> str:
-    """Return all that the two commands say, as text and as JSON, without JSON's escapes."""
+    """Return all that the commands say, as text and as JSON, without JSON's escapes."""
     settle(folder, monkeypatch, **{"MACKEREL_APIKEY": "", **env})
     texts = []
     for command in ("check", "config"):
@@ -105,7 +110,16 @@ def said(
             texts += [captured.out, captured.err]
             if arguments:
                 texts += str(json.loads(captured.out))
-    return "".join(texts)
+    run_flush(monkeypatch)
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+    return "".join([*texts, captured.out, captured.err])
+
+
+def run_flush(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command in this process, whose log is as before then."""
+    monkeypatch.setattr(log, "_write_to_host", None)
+    return main(["flush", *arguments])
 
 
 def assert_no_secret(text: str) -> None:
@@ -172,7 +186,7 @@ def echo(server: FaultServer, sock: socket.socket) -> None:
     )
 
 
-@pytest.mark.parametrize(
+ECHOED = pytest.mark.parametrize(
     "env",
     [
         {"MACKEREL_APIKEY": KEY, "MACKEREL_OTEL_ENDPOINT": "http://{host}/v1/traces"},
@@ -186,6 +200,9 @@ def echo(server: FaultServer, sock: socket.socket) -> None:
     ],
     ids=lambda env: ascii(env)[:60],
 )
+
+
+@ECHOED
 @pytest.mark.parametrize("where", ["body", "location"])
 def test_a_secret_that_the_far_end_says_again_is_not_shown(
     tmp_path: Path,
@@ -214,3 +231,35 @@ def test_a_secret_that_the_far_end_says_again_is_not_shown(
         if where == "body" or ENCODED in str(env):
             assert ENCODED not in text
             assert SECRET not in text
+
+
+@ECHOED
+@pytest.mark.parametrize("key_was_changed", [False, True], ids=["same key", "other key"])
+def test_a_secret_is_not_shown_where_what_was_left_is_delivered(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    env: dict[str, str],
+    key_was_changed: bool,
+) -> None:
+    with FaultServer(Step(act=echo)) as server:
+        settle(tmp_path, monkeypatch, **{"MACKEREL_APIKEY": "", **env})
+        for name, value in env.items():
+            monkeypatch.setenv(name, value.replace("{host}", f"127.0.0.1:{server.port}"))
+        in_force = settings.read(os.environ)
+        about = Destination(in_force, "an0ther-key" if key_was_changed else in_force.api_key).described()
+        mark = b"12345678"
+        span = journal_file.pack_scope_number(0) + b"\x12\x00"
+        spool = Path(os.environ["MACKEREL_OTEL_SPOOL"])
+        spool.mkdir(mode=0o700)
+        (spool / f"{'0' * 16}.journal").write_bytes(
+            journal_file.beginning(mark, {"pid": 4711, **about}, b"\x0a\x00", b"")
+            + journal_file.record(mark, journal_file.SPANS, 1, span)
+        )
+        assert run_flush(monkeypatch, *["--changed-key"] * key_was_changed) == 1
+        assert len(server.requests) == 1
+    captured = capsys.readouterr()
+    text = captured.out + captured.err
+    assert "answered" in text or "refused the tunnel" in text
+    assert "(worker 4711)" in text
+    assert_no_secret(text.replace(str(tmp_path), ""))

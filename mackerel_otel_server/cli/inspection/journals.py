@@ -81,7 +81,8 @@ def described(found: Left, contents: Contents, destination: Destination, *, is_r
         whose = Whose.PRESENT
     else:
         whose = Whose.OTHER_KEY if endpoint == destination.shown else Whose.ELSEWHERE
-    worker = one_line(contents.about.get("pid", "?"), 20)
+    pid = contents.about.get("pid")
+    worker = str(pid) if isinstance(pid, int) else "?"
     return File(*found, whose, len(contents), worker, one_line(endpoint or "?", _LONGEST_URL))
 
 
