@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SEGMENT_BYTES: Final = 500_000
 """After so many bytes another file begins. The sooner a file is full, the sooner it can be removed."""
-_WORTH_REPLACING: Final = 65_536
+_WORTH_REPLACING: Final = 262_144
 """From so many bytes on, a file whose spans are all settled is removed while the process goes on."""
 _BETWEEN_TRIES: Final = 60.0
 """Seconds from a failure to the next try."""

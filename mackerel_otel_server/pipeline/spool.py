@@ -33,7 +33,8 @@ _OURS: Final = re.compile(r"\.[0-9a-f]{16}|[0-9a-f]{16}\.journal")
 named a folder that holds other things."""
 _BLOCK: Final = 512
 """Bytes of a block in the answer of stat()."""
-_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - in a folder that only this user can read and write
+_MEMORY: Final = "/dev/shm"  # noqa: S108 - in a folder that only this user can read and write
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _IN_VAIN: Final = 10
 """How often a file is made anew, if another process takes it for one that nobody has."""
 
@@ -57,16 +58,21 @@ class Spool:
 
     def __init__(self, setting: str) -> None:
         self._setting = setting
+        self._path: tuple[int, str] | None = None
+        """The user for whom the path was found, and the path."""
         self._held: set[int] = set()
         """The descriptors of the files that this process owns. A forked process must close them."""
 
     @property
     def path(self) -> Path:
         """Where the folder is for the user that this process has now: Gunicorn changes the user after the fork."""
-        if self._setting:
-            return Path(self._setting)
-        above = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-        return above / f"mackerel-otel-{os.geteuid()}"
+        return Path(self._path_of(os.geteuid()))
+
+    def _path_of(self, user: int) -> str:
+        if self._path is None or self._path[0] != user:
+            above = _MEMORY if os.access(_MEMORY, os.W_OK) else tempfile.gettempdir()
+            self._path = user, self._setting or f"{above}/mackerel-otel-{user}"
+        return self._path[1]
 
     @contextmanager
     def open(self, *, create: bool = True) -> Iterator[int]:
@@ -75,30 +81,20 @@ class Spool:
         Raises:
             OSError: There is no such folder, or it is not this user's alone.
         """
-        path = self.path
-        if create:
-            _make(path)
-        try:
-            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except NotADirectoryError as error:
-            if path.is_symlink():
-                raise NotADirectoryError(
-                    errno.ENOTDIR, f"it is a symbolic link; name what it leads to, {path.resolve()}", str(path)
-                ) from error
-            raise
+        user = os.geteuid()
+        path = self._path_of(user)
+        folder = _open_or_make(path) if create else _open(path)
         try:
             state = os.fstat(folder)
-            if state.st_uid != os.geteuid():
+            if state.st_uid != user:
                 raise PermissionError(
-                    errno.EPERM,
-                    f"it belongs to user {state.st_uid}, and this process to user {os.geteuid()}",
-                    str(path),
+                    errno.EPERM, f"it belongs to user {state.st_uid}, and this process to user {user}", path
                 )
-            if stat.S_IMODE(state.st_mode) & 0o077:
+            if state.st_mode & 0o077:
                 raise PermissionError(
                     errno.EPERM,
                     f"others may use it (mode {stat.S_IMODE(state.st_mode):o}); type chmod 700 {path}",
-                    str(path),
+                    path,
                 )
             yield folder
         finally:
@@ -252,20 +248,29 @@ class Spool:
             raise OSError(errno.ENOSPC, f"its files take {total / 1e6:.0f} MB, of processes that run", str(self.path))
 
 
-def _make(path: Path) -> None:
-    """Make the folder, unless it is there.
+def _open(path: str) -> int:
+    """Open the folder.
 
     Raises:
         OSError: That is not possible.
     """
     try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        return
-    # The umask may have forbidden the folder to this user, too. No link is followed, and none can come in between.
-    folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(path, _FOLDER)
+    except NotADirectoryError as error:
+        if Path(path).is_symlink():
+            seen = f"it is a symbolic link; name what it leads to, {Path(path).resolve()}"
+            raise NotADirectoryError(errno.ENOTDIR, seen, path) from error
+        raise
+
+
+def _open_or_make(path: str) -> int:
+    """Open the folder; make it where there is none."""
     try:
+        return _open(path)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            Path(path).mkdir(mode=0o700)
+        folder = _open(path)
         if os.fstat(folder).st_uid == os.geteuid():
-            Path(f"/proc/self/fd/{folder}").chmod(0o700)
-    finally:
-        os.close(folder)
+            os.fchmod(folder, 0o700)  # the umask may have forbidden it to this user, too
+        return folder
