@@ -285,9 +285,12 @@ spool = Spool(sys.argv[1])
 os.register_at_fork(after_in_child=spool.leave_to_parent)
 assert spool.take(sys.argv[2]) is not None
 own = spool.create(b"")[1]
+runs, tell = os.pipe()
 if os.fork() == 0:
+    os.write(tell, b"x")
     sys.stdin.read()  # until the test ends
     os._exit(0)
+os.read(runs, 1)
 print(own, flush=True)
 os.kill(os.getpid(), 9)
 """
