@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import errno
 import itertools
+import math
 import os
 import secrets
 import socket
@@ -184,7 +185,12 @@ class Journal:
             self._retire(segment)
 
     def leave_to_parent(self) -> None:
-        """Give the files up in a process that was forked; they are its parent's."""
+        """Give the files up in a process that was forked; they are its parent's. Nothing more is written.
+
+        The fork may have come in the middle of write(), which goes on here with a span that the parent writes as well.
+        """
+        self._again_at = math.inf
+        self._complained = True
         self._segment = None
         segments, self._segments = self._segments, set()
         for segment in segments:
@@ -272,7 +278,7 @@ class Journal:
     def _fail(self, error: Exception) -> None:
         """Write nothing for a while, and say so once."""
         segment, self._segment = self._segment, None
-        self._again_at = time.monotonic() + _BETWEEN_TRIES
+        self._again_at = max(self._again_at, time.monotonic() + _BETWEEN_TRIES)
         if segment is not None:
             self._retire(segment)
         write, self._complained = (log.debug if self._complained else log.warning), True

@@ -245,7 +245,9 @@ class Spool:
                 total -= left.size
                 count -= 1
         if total + size > FOLDER_BYTES or count >= FILES:
-            raise OSError(errno.ENOSPC, f"its files take {total / 1e6:.0f} MB, of processes that run", str(self.path))
+            raise OSError(
+                errno.ENOSPC, f"its {count} files take {total / 1e6:.0f} MB, of processes that run", str(self.path)
+            )
 
 
 def _open(path: str) -> int:
