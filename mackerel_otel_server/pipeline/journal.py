@@ -228,6 +228,10 @@ class Journal:
         }
         data = journal_file.beginning(mark, about, *self._encoder.resource_fields)
         file, name = self._spool.create(data)
+        if self._again_at == math.inf:
+            # This process was forked meanwhile.
+            self._spool.remove(name, file)
+            raise InterruptedError(errno.EINTR, "a fork came in between")
         segment = _Segment(file, name, mark, len(data))
         self._segments.add(segment)
         return segment
