@@ -347,7 +347,7 @@ def test_a_signal_handler_that_interrupts_a_write_writes_as_well(
 ) -> None:
     result = script("""
 from mackerel_otel_server.pipeline import journal as module
-module.SEGMENT_BYTES = 50_000
+module.SEGMENT_BYTES = 3_000
 handled = 0
 def handle(*_):
     global handled
@@ -355,9 +355,9 @@ def handle(*_):
     assert journal.write([span(f"handler {handled}", handled % 3)]) is not None
 signal.signal(signal.SIGALRM, handle)
 number = 0
-for step in range(200):
-    signal.setitimer(signal.ITIMER_REAL, 0.00002 + 0.000001 * step)
+for step in range(500):
     before = handled
+    signal.setitimer(signal.ITIMER_REAL, 0.00002 + 0.000001 * step)
     while handled == before:
         number += 1
         assert journal.write([span(f"main {number}", number % 3)]) is not None
