@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from checking import KEY, WITHOUT_PRIVILEGE, Check, clean
+from fault_server import FaultServer, accepted, refused
 from servers import environment
 
 from mackerel_otel_server.cli.inspection import journals
@@ -35,9 +36,9 @@ def spool() -> Path:
     return Path(os.environ["MACKEREL_OTEL_SPOOL"])
 
 
-def leave() -> int:
+def leave(endpoint: str = ENDPOINT) -> int:
     env = environment(
-        MACKEREL_OTEL_ENDPOINT=ENDPOINT,
+        MACKEREL_OTEL_ENDPOINT=endpoint,
         MACKEREL_APIKEY=KEY,
         OTEL_SERVICE_NAME="shop",
         OTEL_BSP_SCHEDULE_DELAY="3600000",
@@ -180,3 +181,16 @@ def test_too_little_room_is_a_warning(check: Check, spool: Path, monkeypatch: py
     monkeypatch.setattr(journals, "_free", lambda _path: 12_000_000)
     result = check(MACKEREL_OTEL_SPOOL=str(spool))
     result.has("WARN", f"the journal in {spool} has 12.0 MB, and may need 32 MB", "--shm-size=128m")
+
+
+@pytest.mark.parametrize("takes", [True, False], ids=["taken", "refused"])
+def test_the_span_of_send_is_in_no_journal_and_no_journal_is_sent_with_it(
+    check: Check, spool: Path, takes: bool
+) -> None:
+    with FaultServer(accepted() if takes else refused(503, "down")) as far:
+        leave(far.url)
+        before = {file.name: file.read_bytes() for file in spool.iterdir()}
+        result = check("--send", MACKEREL_OTEL_SPOOL=str(spool), MACKEREL_OTEL_ENDPOINT=far.url)
+        assert result.data["sent"]["accepted"] is takes
+        assert len(far.requests) == 1
+    assert {file.name: file.read_bytes() for file in spool.iterdir()} == before

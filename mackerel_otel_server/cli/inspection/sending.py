@@ -105,8 +105,8 @@ def send_here(application: str | None) -> dict[str, Any]:
     environ = environment.variables()
     effective = settings.read(environ, application=application)
     # The user's sampler might drop this one span, so every span is recorded here. OpenTelemetry's own parts would not
-    # tell what the endpoint has answered.
-    effective = replace(effective, sampler="always_on", exporters=("otlp",), parts="own")
+    # tell what the endpoint has answered. A journal would let workers send this span later, and this process theirs.
+    effective = replace(effective, sampler="always_on", exporters=("otlp",), parts="own", spool=None)
     provider, spans = make_tracer_provider(effective, lambda _pipeline: None, lambda: None, lambda: None, Watched)
     span = provider.get_tracer("mackerel_otel_server.cli").start_span(SPAN_NAME)
     span.end()
