@@ -89,6 +89,8 @@ def environment(endpoint: str, api_key: str, folder: str) -> dict[str, str]:
         "OTEL_SERVICE_NAME": "mackerel-demo",
         # Gunicorn 25.1+ puts its control socket here, by default in the place of any other Gunicorn of this user.
         "XDG_RUNTIME_DIR": folder,
+        # What the demo leaves behind ends with it.
+        "MACKEREL_OTEL_SPOOL": str(Path(folder, "journal")),
         # Spans need not wait for the usual 5 s.
         "OTEL_BSP_SCHEDULE_DELAY": "200",
     }

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from mackerel_otel_server import settings
+from mackerel_otel_server.cli import demo_server
+
 TIMEOUT = 90.0
 MARK = "DEMO_TEST_MARK"
 SERVERS = [
@@ -104,6 +107,11 @@ def test_settings_of_the_real_mackerel_and_of_other_servers_do_not_reach_the_dem
     )
     assert status == 0, output
     assert "the-real-key" not in output
+
+
+def test_what_its_server_leaves_behind_is_in_the_folder_that_ends_with_the_demo(tmp_path: Path) -> None:
+    in_force = settings.read(demo_server.environment("http://127.0.0.1:1/v1/traces", "k" * 44, str(tmp_path)))
+    assert Path(in_force.spool or "").parent == tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
