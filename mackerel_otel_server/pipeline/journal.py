@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from collections.abc import Set as AbstractSet
 
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
     from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder, QueuedSpan
     from mackerel_otel_server.pipeline.fingerprint import Destination
     from mackerel_otel_server.pipeline.spool import Spool
@@ -104,10 +106,17 @@ class Journal:
         return self._segment is not None or time.monotonic() >= self._again_at
 
     # One function, because a call for each of the steps would take time.
-    def write(self, spans: Sequence[EncodedSpan]) -> Place | None:  # noqa: C901
+    def write(  # noqa: C901
+        self, scope: InstrumentationScope | None, span: bytes, more: Sequence[EncodedSpan] = ()
+    ) -> Place | None:
         """Append spans; return where they are, or None where they cannot be written. Never raises.
 
         Any thread and any signal handler may call this.
+
+        Args:
+            scope: Of the span.
+            span: As it was encoded.
+            more: Further spans, which are delivered or lost together with this one.
         """
         for _ in _TRIES:
             segment = self._segment
@@ -125,9 +134,9 @@ class Journal:
                 continue
             try:
                 scopes = segment.scopes
-                content = _SPANS
-                for scope, data in spans:
-                    content += (scopes.get(id(scope)) or self._add_scope(segment, scope)) + data
+                content = _SPANS + (scopes.get(id(scope)) or self._add_scope(segment, scope)) + span
+                for another_scope, another in more:
+                    content += (scopes.get(id(another_scope)) or self._add_scope(segment, another_scope)) + another
                 # What journal_file.record() and self._write() do. A call of each would take time.
                 size = len(content)
                 checksum = _crc32(content, number)

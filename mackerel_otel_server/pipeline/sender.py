@@ -189,10 +189,25 @@ class Sender:
         # A request's own span ends before its response is sent. What was answered must be in the journal by then, so
         # that this span is not for other threads to take: one of them might still be encoding it. Field 2 of a span
         # context says whether it came from another process; its property would take more time.
-        if self._journal is not None and ((parent := span.parent) is None or parent[2]):
+        if (journal := self._journal) is not None and ((parent := span.parent) is None or parent[2]):
             if ended:
                 self._encode(self._take_ended(self._together))
-            self._encode_one(span)
+            # What _encode() does, in half the time.
+            try:
+                scope, data = self._encoder.encode_known(span)
+                size = len(data)
+            except Exception:
+                size = BATCH_BYTES + 1
+            if size > BATCH_BYTES:
+                self._encode([span])
+                return
+            place = None
+            try:
+                place = journal.write(scope, data)
+            finally:
+                # Also where a signal handler raises an exit meanwhile.
+                self._queue.append((scope, data, place))
+                self._queued_bytes += size
         else:
             ended.append(span)
             if len(ended) < self._together:
@@ -209,26 +224,6 @@ class Sender:
             while len(spans) < count:
                 spans.append(ended.popleft())
         return spans
-
-    def _encode_one(self, span: ReadableSpan) -> None:
-        """Do what _encode() does, in half the time."""
-        try:
-            encoded = self._encoder.encode(span)
-        except Exception:
-            self._encode([span])
-            return
-        scope, data = encoded
-        size = len(data)
-        if size > BATCH_BYTES or (journal := self._journal) is None:
-            self._encode([span])
-            return
-        place = None
-        try:
-            place = journal.write((encoded,))
-        finally:
-            # Also where a signal handler raises an exit meanwhile.
-            self._queue.append((scope, data, place))
-            self._queued_bytes += size
 
     def _encode(self, spans: list[ReadableSpan]) -> None:
         """Encode spans, write them into the journal, and queue them."""
@@ -254,10 +249,10 @@ class Sender:
                 size += len(data[1])
             if journal is not None and encoded:
                 if size <= BATCH_BYTES:
-                    place = journal.write(encoded)
+                    place = journal.write(*encoded[0], encoded[1:])
                 else:
                     # A record must fit into one request, because it is settled as a whole.
-                    queued = [(*data, journal.write((data,))) for data in encoded]
+                    queued = [(*data, journal.write(*data)) for data in encoded]
         finally:
             # Also where a signal handler raises an exit meanwhile.
             self._queue.extend(queued or [(scope, span_bytes, place) for scope, span_bytes in encoded])
@@ -273,7 +268,7 @@ class Sender:
             encoded = [self._encoder.encode(span) for span in spans]
         except Exception:
             return False
-        if self._journal.write(encoded) is None:
+        if self._journal.write(*encoded[0], encoded[1:]) is None:
             return False
         for _ in encoded:
             self._left.add()

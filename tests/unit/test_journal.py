@@ -54,7 +54,7 @@ def text_of(data: bytes) -> str:
 
 
 def write(journal: Journal, *texts: str) -> Place:
-    place = journal.write([span(text) for text in texts])
+    place = journal.write(*span(texts[0]), [span(text) for text in texts[1:]])
     assert place is not None
     return place
 
@@ -117,7 +117,7 @@ def test_nothing_is_made_before_the_first_span(journal: Journal, folder: Path) -
 
 
 def test_a_file_holds_what_a_stranger_needs_and_never_the_key(journal: Journal, folder: Path) -> None:
-    journal.write([span("a", 0), span("b", 2), span("c", 0)])
+    journal.write(*span("a", 0), [span("b", 2), span("c", 0)])
     (contents,) = files(folder)
     assert contents.about["pid"] == os.getpid()
     assert contents.about["endpoint"].startswith("https://")
@@ -179,7 +179,7 @@ many = [span(f"{number:>08}") for number in range(16)]
 folder = Path(sys.argv[2])
 most, began = 0, None
 for batch in range(500):
-    places = [journal.write(many) for _ in range(32)]
+    places = [journal.write(*many[0], many[1:]) for _ in range(32)]
     most = max(most, len(os.listdir(folder)), sum(path.stat().st_size for path in folder.iterdir()) / 1e6)
     journal.settle([(None, b"", place) for place in places])
     began = megabytes() if batch == 50 else began
@@ -197,7 +197,7 @@ print(most, megabytes() - began, len(journal._segments))
 def test_a_span_that_is_larger_than_a_file_is_written_whole(journal: Journal, folder: Path) -> None:
     write(journal, "before")
     huge = (SCOPES[0], b"\x12" + delimited(b"h" * 5_000_000))
-    place = journal.write([huge])
+    place = journal.write(*huge)
     assert place is not None
     write(journal, "after")
     found = [data for contents in files(folder) for record in contents.spans.values() for _, data in record]
@@ -210,7 +210,7 @@ def test_many_scopes_end_a_file_too(journal: Journal, folder: Path, monkeypatch:
     """An application may ask for a tracer in each request."""
     monkeypatch.setattr(module, "SEGMENT_BYTES", 50_000)
     for number in range(5_000):
-        assert journal.write([(InstrumentationScope(f"scope of {number}"), span(str(number))[1])]) is not None
+        assert journal.write(InstrumentationScope(f"scope of {number}"), span(str(number))[1]) is not None
     assert texts(folder) == sorted(map(str, range(5_000)))
     names = [
         contents.scopes[scope][0].endswith(f"scope of {text_of(data)}".encode())
@@ -235,13 +235,13 @@ def test_a_full_disk_is_said_once_and_what_was_written_before_stays(
     try:
         places = []
         for number in range(5_000):
-            place = journal.write([span(f"{number:04}" * 25)])
+            place = journal.write(*span(f"{number:04}" * 25))
             if place is None:
                 break
             places.append(place)
         written = [f"{number:04}" * 25 for number in range(len(places))]
         assert 1_000 < len(places) * 100 < 128_000
-        assert journal.write([span("while it is full")]) is None
+        assert journal.write(*span("while it is full")) is None
         assert not journal.works
         assert texts(disk / "spool") == written
         (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -251,7 +251,7 @@ def test_a_full_disk_is_said_once_and_what_was_written_before_stays(
         assert list((disk / "spool").iterdir()) == []
         # After a minute it is tried again.
         monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 61)
-        assert journal.write([span("again")]) is not None
+        assert journal.write(*span("again")) is not None
         assert journal.works
     finally:
         journal.leave_to_parent()
@@ -265,9 +265,9 @@ def test_a_record_that_is_written_in_part_costs_only_itself(
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 number = 0
-while journal.write([span(f"{number:04}" * 25)]) is not None:
+while journal.write(*span(f"{number:04}" * 25)) is not None:
     number += 1
-print(number, journal.write([span("more")]), journal.works)
+print(number, journal.write(*span("more")), journal.works)
 os.kill(os.getpid(), 9)
 """)
     count, *rest = result.stdout.split()
@@ -299,7 +299,7 @@ def test_a_folder_that_cannot_be_used_is_said_once(
         pytest.skip("only root can give a folder to another user")
     assert journal.works
     for _ in range(3):
-        assert journal.write([span("x")]) is None
+        assert journal.write(*span("x")) is None
     assert not journal.works
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "tracing goes on, but if this process is killed, its last spans are lost" in line
@@ -317,7 +317,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
                 sys.executable,
                 "-c",
                 PREAMBLE.replace("journal =", "os.setgid(65534); os.setuid(65534)\njournal =")
-                + "print([journal.write([span('x')]) for _ in range(3)])",
+                + "print([journal.write(*span('x')) for _ in range(3)])",
                 __file__,
                 parent / "spool",
             ],
@@ -352,7 +352,7 @@ handled = 0
 def handle(*_):
     global handled
     handled += 1
-    assert journal.write([span(f"handler {handled}", handled % 3)]) is not None
+    assert journal.write(*span(f"handler {handled}", handled % 3)) is not None
 signal.signal(signal.SIGALRM, handle)
 number = 0
 for step in range(500):
@@ -360,7 +360,7 @@ for step in range(500):
     signal.setitimer(signal.ITIMER_REAL, 0.00002 + 0.000001 * step)
     while handled == before:
         number += 1
-        assert journal.write([span(f"main {number}", number % 3)]) is not None
+        assert journal.write(*span(f"main {number}", number % 3)) is not None
 print(number, handled, flush=True)
 os.kill(os.getpid(), 9)
 """)
@@ -388,7 +388,7 @@ for _ in range(300):
         while True:
             number += 1
             place = None
-            place = journal.write([span(f"{number}")])
+            place = journal.write(*span(f"{number}"))
             known.append(number)
     except Exit:
         pass
@@ -419,7 +419,7 @@ def test_no_record_is_lost_or_doubled_with_many_threads(
     def write_some(thread: int) -> None:
         for number in range(1_500):
             text = f"{thread} {number} " + "x" * (number % 60)
-            place = journal.write([span(text, number % 3)])
+            place = journal.write(*span(text, number % 3))
             if place is None:
                 failed.append(text)
             else:
@@ -476,7 +476,7 @@ def others():
     number = 0
     while not stop.is_set() and number < 5000:
         number += 1
-        journal.write([span(f"thread {number}")])
+        journal.write(*span(f"thread {number}"))
 thread = threading.Thread(target=others)
 thread.start()
 number = 0
@@ -484,7 +484,7 @@ for forks in range(30):
     signal.setitimer(signal.ITIMER_REAL, 0.0005)
     for _ in range(100):
         number += 1
-        place = journal.write([span(f"parent {number}")])
+        place = journal.write(*span(f"parent {number}"))
         if children:
             os._exit(0)
 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -513,14 +513,14 @@ def test_a_child_gives_the_files_up_before_its_own_journal_opens_others(
 ) -> None:
     result = script("""
 os.register_at_fork(after_in_child=journal.leave_to_parent)
-journal.write([span("of the parent")])
+journal.write(*span("of the parent"))
 pid = os.fork()
 if pid == 0:
     own = make(Path(sys.argv[2]))
-    own.write([span("of the child")])
+    own.write(*span("of the child"))
     os.kill(os.getpid(), 9)
 os.waitpid(pid, 0)
-journal.write([span("of the parent, later")])
+journal.write(*span("of the parent, later"))
 os.kill(os.getpid(), 9)
 """)
     assert result.stderr == ""
@@ -533,15 +533,15 @@ def test_where_other_processes_take_all_the_room_one_line_says_so(
 ) -> None:
     monkeypatch.setattr(spool_module, "FOLDER_BYTES", module.SEGMENT_BYTES + 1_000)
     other = make(folder)
-    other.write([span("x" * 100)] * 50)
-    assert journal.write([span("no room")]) is None
+    other.write(*span("x" * 100), [span("x" * 100)] * 49)
+    assert journal.write(*span("no room")) is None
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "its 1 files take 0 MB, of processes that run" in line
     other.leave_to_parent()
     # Now nobody has that file.
     monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 61)
     caplog.clear()
-    assert journal.write([span("room")]) is not None
+    assert journal.write(*span("room")) is not None
     assert texts(folder) == ["room"]
     assert f"deleted 50 spans that worker {os.getpid()} left behind" in caplog.text
     assert "because the folder is full" in caplog.text
