@@ -383,8 +383,8 @@ def handle(*_):
 signal.signal(signal.SIGALRM, handle)
 known, number = [], 0
 for _ in range(300):
-    signal.setitimer(signal.ITIMER_REAL, 0.0002)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0002)
         while True:
             number += 1
             place = None
