@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("sync", "gthread", "gevent", "tornado", "asgi", "uvicorn_worker.UvicornWorker")
+KILLED = ("SIGKILL: a worker", "SIGKILL: all workers", "SIGKILL: the server")
 # Of each table: its name on the pages, rows, columns. Rows and columns are what the tests call them.
 TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "gunicorn": (
@@ -46,6 +47,14 @@ TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             *("boot failure", "hanging endpoint", "harakiri", "set_user_harakiri", "os.fork, multiprocessing"),
         ),
     ),
+    "gunicorn killed": (
+        ("sync", "sync, preload_app", *CLASSES[1:]),
+        (*KILLED, "HUP, endpoint down", "TERM, endpoint down"),
+    ),
+    "uwsgi killed": (
+        ("master", "no master", "lazy-apps", "threads", "gevent = 20", "gevent, lazy-apps", "gevent, patched"),
+        (*KILLED, "TERM, busy", "INT, busy", "QUIT, busy", "TERM, endpoint down"),
+    ),
 }
 # The pages' words for what the tests call otherwise.
 WORDS: dict[str, dict[str, str]] = {
@@ -53,6 +62,17 @@ WORDS: dict[str, dict[str, str]] = {
         "gunicorn": "Gunicorn",
         "gunicorn modes": "Gunicorn",
         "uwsgi": "uWSGI",
+        "gunicorn killed": "Gunicorn",
+        "uwsgi killed": "uWSGI",
+        "SIGKILL: a worker": "SIGKILL to a worker",
+        "SIGKILL: all workers": "SIGKILL to all workers",
+        "SIGKILL: the server": "SIGKILL to the whole server",
+        "HUP, endpoint down": "`HUP`, the endpoint is down",
+        "TERM, endpoint down": "`TERM`, the endpoint is down",
+        "TERM, busy": "`TERM`, busy",
+        "INT, busy": "`INT`, busy",
+        "QUIT, busy": "`QUIT`, busy",
+        "sync, preload_app": "`sync`, `preload_app`",
         "boot failure": "an application that cannot be loaded",
         "hanging endpoint": "an endpoint that hangs",
         "https": "https to the endpoint",
@@ -70,6 +90,17 @@ WORDS: dict[str, dict[str, str]] = {
         "gunicorn": "Gunicorn",
         "gunicorn modes": "Gunicorn",
         "uwsgi": "uWSGI",
+        "gunicorn killed": "Gunicorn",
+        "uwsgi killed": "uWSGI",
+        "SIGKILL: a worker": "1 つのワーカーに SIGKILL",
+        "SIGKILL: all workers": "すべてのワーカーに SIGKILL",
+        "SIGKILL: the server": "サーバー全体に SIGKILL",
+        "HUP, endpoint down": "送信先が停止中の `HUP`",
+        "TERM, endpoint down": "送信先が停止中の `TERM`",
+        "TERM, busy": "処理中の `TERM`",
+        "INT, busy": "処理中の `INT`",
+        "QUIT, busy": "処理中の `QUIT`",
+        "sync, preload_app": "`sync`、`preload_app`",
         "start": "起動",
         "boot failure": "読み込めないアプリケーション",
         "hanging endpoint": "応答しない送信先",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import ssl
 import time
@@ -21,6 +22,7 @@ import trustme
 from fault_server import FaultServer, Step, accepted, refused
 from servers import DEADLINE, Server, environment, gunicorn
 
+from mackerel_otel_server.pipeline import journal_file
 from mackerel_otel_server.pipeline.sender import AFTER_FAILED_ATTEMPT
 
 KEY = "the-Key-that-nobody-may-see-0123456789"
@@ -29,6 +31,7 @@ ROOM = 60
 """In the queue, so that a far end that takes nothing shows in the counts."""
 PLENTY = 100_000
 AT_ONCE = 4
+LEFT = r", left (\d+) in the journal, which another worker or the next start sends"
 MANY = 600
 """Requests at least."""
 
@@ -40,6 +43,8 @@ class Outcome:
     finished: int
     sent: int
     lost: Mapping[str, int]
+    left: int
+    """In the journal, for another process."""
     arrived: int
     """Spans, each counted once."""
     arrived_again: int
@@ -91,7 +96,13 @@ class Servers:
         self._folder = folder
 
     def outcome(
-        self, far_end: FaultServer, when: Callable[[], object], *, up_after: str = "", room: int = ROOM
+        self,
+        far_end: FaultServer,
+        when: Callable[[], object],
+        *,
+        up_after: str = "",
+        room: int = ROOM,
+        spool: str | None = None,
     ) -> Outcome:
         """Load a server until ``when``; ``up_after``: the line after which the far end gets up, which is down first."""
         env = environment(
@@ -104,6 +115,8 @@ class Servers:
             OTEL_EXPORTER_OTLP_TIMEOUT="0.5",
             MACKEREL_OTEL_SHUTDOWN_TIMEOUT="1",
         )
+        if spool:
+            env["MACKEREL_OTEL_SPOOL"] = spool
         # The log for debugging, too, is for people who must not see the key.
         options = ["--log-level", "debug"]
         with gunicorn(self._folder, *options, env=env, app="counting:application", workers=1) as server:
@@ -116,18 +129,20 @@ class Servers:
         assert KEY.lower() not in log.lower()
         first, *said, last = lines(log)
         assert first.endswith(f"sends traces as 'shop' to {far_end.url}")
-        counts = re.fullmatch(r"sent (\d+) spans in \d+ requests, lost (\d+)(?: \((.*?)\))?(; .*)?", last)
+        counts = re.fullmatch(rf"sent (\d+) spans in \d+ requests, lost (\d+)(?: \((.*?)\))?(?:{LEFT})?(; .*)?", last)
         assert counts, log
-        sent, all_lost = int(counts[1]), int(counts[2])
+        sent, all_lost, left = int(counts[1]), int(counts[2]), int(counts[4] or 0)
         lost = {reason: int(count) for reason, count in re.findall(r"(\w[\w ]*) (\d+)(?:, |$)", counts[3] or "")}
         assert sum(lost.values()) == all_lost, last
-        assert bool(counts[4]) == (AFTER_FAILED_ATTEMPT in lost), last
-        assert sent + all_lost == load.sent, last
+        assert bool(counts[5]) == (AFTER_FAILED_ATTEMPT in lost), last
+        assert sent + all_lost + left == load.sent, last
+        files = Path(os.environ["MACKEREL_OTEL_SPOOL"]).glob("*")
+        assert sum(len(journal_file.read(file.read_bytes())) for file in files) == left, last
         ids = far_end.span_ids
         arrived = len(set(ids))
         assert sent <= arrived <= load.sent, last
         assert {request.headers["mackerel-api-key"] for request in far_end.requests} <= {KEY}
-        return Outcome(load.sent, sent, lost, arrived, len(ids) - arrived, said)
+        return Outcome(load.sent, sent, lost, left, arrived, len(ids) - arrived, said)
 
 
 @pytest.fixture
@@ -168,12 +183,24 @@ def test_a_far_end_that_may_recover_costs_what_the_queue_does_not_hold(
     servers: Servers, far_end: Make, step: Step, words: str
 ) -> None:
     with far_end(step) as server:
-        assert_all_is_lost(servers.outcome(server, lambda: server.requests), words)
+        assert_all_is_lost_or_left(servers.outcome(server, lambda: server.requests), words)
+
+
+DOWN = f"did not answer ([Errno 111] Connection refused): {KEPT}; check that the far end runs"
+
+
+def test_without_a_journal_a_far_end_that_is_down_costs_the_queue_too(servers: Servers, far_end: Make) -> None:
+    outcome = servers.outcome(far_end(), lambda: True, spool="none")
+    assert (outcome.sent, outcome.left, outcome.arrived) == (0, 0, 0)
+    assert outcome.lost.keys() == {"queue full", AFTER_FAILED_ATTEMPT}
+    assert ROOM <= outcome.lost[AFTER_FAILED_ATTEMPT] <= ROOM + BATCH
+    (said,) = outcome.said
+    assert DOWN in said
 
 
 def test_a_far_end_that_is_down_costs_what_the_queue_does_not_hold(servers: Servers, far_end: Make) -> None:
     outcome = servers.outcome(far_end(), lambda: True)
-    assert_all_is_lost(outcome, f"did not answer ([Errno 111] Connection refused): {KEPT}; check that the far end runs")
+    assert_all_is_lost_or_left(outcome, DOWN)
     assert outcome.arrived == 0
 
 
@@ -182,15 +209,17 @@ def test_a_wrong_certificate_costs_what_the_queue_does_not_hold(servers: Servers
     trustme.CA().issue_cert("localhost").configure_cert(context)
     with far_end(context=context) as server:
         outcome = servers.outcome(server, lambda: server.connections)
-    assert_all_is_lost(outcome, f"did not answer (unable to get local issuer certificate): {KEPT}; for a certificate")
+    assert_all_is_lost_or_left(
+        outcome, f"did not answer (unable to get local issuer certificate): {KEPT}; for a certificate"
+    )
     assert outcome.arrived == 0
 
 
-def assert_all_is_lost(outcome: Outcome, words: str) -> None:
+def assert_all_is_lost_or_left(outcome: Outcome, words: str) -> None:
     assert outcome.sent == 0
-    assert set(outcome.lost) <= {"queue full", AFTER_FAILED_ATTEMPT}
-    # The queue was full, and was kept to the end.
-    assert ROOM <= outcome.lost[AFTER_FAILED_ATTEMPT] <= ROOM + BATCH
+    assert outcome.lost.keys() == {"queue full"}
+    # The queue was full, and is kept for another process.
+    assert ROOM <= outcome.left <= ROOM + BATCH
     (said,) = outcome.said
     assert said.startswith("the endpoint takes no spans: ")
     assert words in said
@@ -234,8 +263,9 @@ def test_a_far_end_that_finds_each_batch_too_large_gets_each_once(servers: Serve
 def assert_each_batch_is_lost(outcome: Outcome, reason: str, words: str) -> None:
     assert (outcome.sent, outcome.arrived_again) == (0, 0)
     assert outcome.lost[reason] == outcome.arrived
-    # A loaded machine may leave no time for the rest.
-    assert set(outcome.lost) <= {reason, "queue full", AFTER_FAILED_ATTEMPT}
+    # A loaded machine may leave no time for the rest, which is kept then.
+    assert set(outcome.lost) <= {reason, "queue full"}
+    assert outcome.left <= ROOM
     (said,) = outcome.said
     assert words in said
 
@@ -256,7 +286,8 @@ def test_spans_without_an_answer_are_sent_once_and_count_as_unconfirmed(
         outcome = servers.outcome(server, lambda: len(server.requests) > 2)
     assert (outcome.sent, outcome.arrived_again) == (0, 0)
     assert 0 < outcome.lost["unconfirmed"] <= outcome.arrived
-    assert set(outcome.lost) <= {"unconfirmed", "queue full", AFTER_FAILED_ATTEMPT}
+    assert set(outcome.lost) <= {"unconfirmed", "queue full"}
+    assert outcome.left <= ROOM
     (said,) = outcome.said
     assert f"{words}): the spans may have arrived, so they are not sent again" in said
 
@@ -273,7 +304,7 @@ def test_spans_without_an_answer_are_sent_once_and_count_as_unconfirmed(
 def test_a_200_delivers_whatever_comes_after_it(servers: Servers, far_end: Make, step: Step) -> None:
     with far_end(step) as server:
         outcome = servers.outcome(server, lambda: server.requests, room=PLENTY)
-    assert (outcome.sent, outcome.lost, outcome.arrived_again) == (outcome.finished, {}, 0)
+    assert (outcome.sent, outcome.lost, outcome.left, outcome.arrived_again) == (outcome.finished, {}, 0, 0)
     (said,) = outcome.said
     assert "answered 200 with something that is no OTLP answer" in said
 
@@ -285,7 +316,8 @@ def test_a_200_whose_body_drips_delivers_as_fast_as_its_limit_allows(servers: Se
     assert outcome.arrived - BATCH <= outcome.sent <= outcome.arrived
     assert outcome.arrived_again == 0
     # The batch whose answer drips when the worker leaves may have arrived.
-    assert {"queue full", "not sent in time"} == set(outcome.lost) - {"unconfirmed"}
+    assert set(outcome.lost) - {"unconfirmed"} == {"queue full"}
+    assert 0 < outcome.left <= 2 * ROOM
     assert outcome.lost.get("unconfirmed", 0) in (0, BATCH)
     (said,) = outcome.said
     assert "answered 200 with something that is no OTLP answer" in said
@@ -323,7 +355,7 @@ def test_a_far_end_that_was_down_has_missed_nothing(servers: Servers, far_end: M
 
 
 def assert_nothing_is_lost(outcome: Outcome, words: str) -> None:
-    assert (outcome.sent, outcome.lost) == (outcome.finished, {})
+    assert (outcome.sent, outcome.lost, outcome.left) == (outcome.finished, {}, 0)
     complaint, relief = outcome.said
     assert words in complaint
     assert relief == "the endpoint takes spans again"
