@@ -361,6 +361,9 @@ class Sender:
         self._give_up()
         if self._journal is not None:
             self._journal.close()
+        if (rescue := self._rescue) is not None and self._rescuing.acquire(blocking=False):
+            rescue.exporter.close()
+            self._rescuing.release()
         return self.counts().delivered == self._finished.value()
 
     def too_late(self) -> int:
