@@ -369,13 +369,7 @@ def test_two_processes_send_each_file_once(process: Make, folder: Path) -> None:
 
 
 def test_files_wait_while_own_spans_cannot_be_sent(process: Make, folder: Path) -> None:
-    answer = {"is_down": True}
-
-    def down_or_up(server: FaultServer, sock: socket.socket) -> None:
-        status = b"503 Service Unavailable" if answer["is_down"] else b"200 OK"
-        sock.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
-
-    with FaultServer(Step(act=down_or_up)) as far_end:
+    with FaultServer(refused(503, "not now")) as far_end:
         adopter = process(far_end.url)
         own = adopter.work()
         wait_until(lambda: len(far_end.requests) > 1)
@@ -383,7 +377,7 @@ def test_files_wait_while_own_spans_cannot_be_sent(process: Make, folder: Path) 
         count = len(far_end.requests)
         wait_until(lambda: len(far_end.requests) > count + 3)
         assert set(far_end.span_ids) == {own}
-        answer["is_down"] = False
+        far_end.steps = (accepted(),)
         wait_until(lambda: len(list(folder.iterdir())) == 1)
         assert set(far_end.span_ids) == {own, *left}
 
