@@ -119,15 +119,18 @@ def _flush(  # noqa: PLR0913, PLR0917 - what run() has found out
     command = "mackerel-otel-server flush" + " --changed-key" * args.changed_key
     if args.spool is not None:
         command += f" --spool {shlex.quote(args.spool)}"
-    if finding := journals.unusable(spool, command):
-        complain(printable(mask(f"nothing was sent: {_worded(finding)}")))
-        return 1
     others = list(journals.of_others(spool, setting, command))
     for other in others:
         complain(printable(_worded(other)))
-    if not spool.path.is_dir():
-        say(f"there is no folder {printable(spool.path)}: user {journals.user(os.geteuid())} has left nothing behind")
+    if journals.is_missing(spool):
+        say(
+            f"there is no folder {printable(spool.path)}: user {journals.user(os.geteuid())} has left nothing behind "
+            "there; if the workers run as another user, type: sudo -u NAME --preserve-env mackerel-otel-server flush"
+        )
         return 1 if others or args.spool is not None else 0
+    if finding := journals.unusable(spool, command):
+        complain(printable(mask(f"nothing was sent: {finding.seen}; {finding.cure}")))
+        return 1
     result = _send_all(spool, settings, mask, with_other_keys=args.changed_key)
     if result.answer is not None:
         complain(printable(mask(_refusal(result.answer, spool, environ))))
@@ -142,7 +145,7 @@ def _flush(  # noqa: PLR0913, PLR0917 - what run() has found out
     if result.waiting or result.lost or remarks:
         return 1
     say(f"nothing is left to deliver in {printable(spool.path)}")
-    return 1 if others else 0
+    return 0
 
 
 def _send_all(spool: Spool, settings: Settings, mask: Mask, *, with_other_keys: bool) -> _Result:

@@ -217,6 +217,17 @@ def unusable(spool: Spool, command: str) -> Finding | None:
     return warn(f"the journal cannot be used: {seen}", "the last spans of a worker that is killed are lost", cure)
 
 
+def is_missing(spool: Spool) -> bool:
+    """Tell whether the folder is not there, as far as this user can see."""
+    try:
+        spool.path.lstat()
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def of_others(spool: Spool, setting: str, command: str) -> Iterator[Finding]:
     """Say which other users have a folder, where the folder is the default one: it has the user's number in its name.
 
@@ -259,8 +270,10 @@ def _reason(path: Path, error: OSError, command: str) -> tuple[str, str]:
     if state is None:
         return _reason_above(path, error, command)
     if not stat.S_ISDIR(state.st_mode):
-        seen = f"{path} is a symbolic link, which is not followed"
-        return (seen if stat.S_ISLNK(state.st_mode) else f"{path} is no folder"), f"remove it, or {_elsewhere()}"
+        if stat.S_ISLNK(state.st_mode):
+            cure = f"set MACKEREL_OTEL_SPOOL to what it leads to, {path.resolve()}"
+            return f"{path} is a symbolic link, which is not followed", cure
+        return f"{path} is no folder", _elsewhere()
     if state.st_uid != me:
         seen = f"{path} belongs to user {user(state.st_uid)}, and this command runs as user {user(me)}"
         return seen, as_user(state.st_uid, command)
