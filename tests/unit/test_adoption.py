@@ -123,7 +123,7 @@ def leave_behind(  # noqa: PLR0913 - keywords, each of its own
             span = Span(trace_id=span_id * 2, span_id=span_id, name=f"of {pid}")
             record.append((SCOPES[number % 2], b"\x12" + delimited(span.SerializeToString())))
             made.append(span_id)
-        assert journal.write(record) is not None
+        assert journal.write(*record[0], record[1:]) is not None
     # The kernel ends the locks of a process that has ended in this way, too.
     spool.leave_to_parent()
     for path in set(folder.glob("*")) - before:
@@ -282,8 +282,9 @@ def test_what_the_far_end_rejects_is_lost_and_counted(
 
 
 def test_what_is_too_large_is_lost_and_does_not_hold_up_the_rest(
-    process: Make, folder: Path, caplog: pytest.LogCaptureFixture
+    process: Make, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mackerel_otel_server.pipeline.sender.PROBE_SECONDS", 60)
     with FaultServer(refused(413, "too large"), accepted()) as far_end:
         first = leave_behind(folder, understood(far_end.url), pid=1111, age=10)
         second = leave_behind(folder, understood(far_end.url), pid=2222)
@@ -400,6 +401,9 @@ def test_an_end_in_the_middle_of_it_waits_no_longer_and_loses_no_own_span(
         process(far_end.url)
         wait_until(lambda: is_empty(folder))
         assert Counter(far_end.span_ids) == dict.fromkeys(left + own, 1)
+    # The thread that still waited for the answer finds that the file is not its own any more.
+    adopter.sender.stop(5)
+    assert caplog.messages.count("lost 3 spans that worker 4711 left behind (unconfirmed 3)") == 1
 
 
 def test_an_end_before_it_was_sent_leaves_it_to_the_next(process: Make, folder: Path) -> None:

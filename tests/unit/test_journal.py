@@ -168,6 +168,40 @@ def test_full_files_are_removed_as_soon_as_all_in_them_is_settled(journal: Journ
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.usefixtures("small")
+def test_a_record_that_is_begun_while_its_file_is_removed_is_in_the_next_one(journal: Journal, folder: Path) -> None:
+    place = write(journal, "x" * 1_000)
+    segment = place[0]
+    number = segment.number
+
+    def settle_first() -> int:
+        settle(journal, [place])
+        return number()
+
+    segment.number = settle_first  # type: ignore[misc]
+    write(journal, "at the same moment")
+    assert texts(folder) == ["at the same moment"]
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_settled_while_another_record_is_begun_is_noted(journal: Journal, folder: Path) -> None:
+    place = write(journal, "x" * 1_000)
+
+    class Numbers(set[int]):
+        def __le__(self, other: object) -> bool:
+            """Write another record after the first look."""
+            is_subset = set(self) <= other  # type: ignore[operator]
+            if not done:
+                done.append(write(journal, "another"))
+            return bool(is_subset)
+
+    done: list[Place] = []
+    place[0].open = Numbers(place[0].open)  # type: ignore[misc]
+    settle(journal, [place])
+    assert done
+    assert texts(folder) == ["another"]
+
+
 def test_a_million_small_spans_take_neither_room_nor_memory(
     script: Callable[..., subprocess.CompletedProcess[str]], folder: Path
 ) -> None:
