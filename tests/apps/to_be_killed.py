@@ -45,7 +45,7 @@ def work(rounds=1_000_000_000):
             say("begin", span_id)
         say("end", span_id)
         if number % 10 == 0:
-            time.sleep(0.01)
+            time.sleep(0.03)
 
 
 def process(threads):

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,7 +127,7 @@ def kill_at_random(kills: int, tmp_path: Path, env: Mapping[str, str], far_end: 
         kills: How many.
         tmp_path: For the log.
         env: What the processes see. The folder of the journals is in it.
-        far_end: Takes the spans.
+        far_end: Takes the spans, or refuses them with a status.
         seed: Of the random numbers.
     """
     random_ = random.Random(seed)
@@ -160,7 +161,9 @@ def kill_at_random(kills: int, tmp_path: Path, env: Mapping[str, str], far_end: 
 
 
 def _count(seen: Seen, far_end: FaultServer) -> None:
-    for request in far_end.requests:
+    for index, request in enumerate(far_end.requests):
+        if far_end.steps[min(index, len(far_end.steps) - 1)].status != HTTPStatus.OK:
+            continue
         for resource_spans in ExportTraceServiceRequest.FromString(request.data).resource_spans:
             (pid,) = {one.value.int_value for one in resource_spans.resource.attributes if one.key == "process.pid"}
             for scope_spans in resource_spans.scope_spans:
