@@ -1,7 +1,7 @@
 """Whatever ends a process under load: each request that was answered arrives, at the latest after the next start.
 
-The kernel's SIGKILL at a lack of memory is not among the tests: to bring it about for these servers alone takes a memory
-cgroup, which only the owner of the machine can make. A limit of the address space raises MemoryError instead.
+The kernel's SIGKILL at a lack of memory is not among the tests: to bring it about for these servers alone takes a
+memory cgroup, which only the owner of the machine can make. A limit of the address space raises MemoryError instead.
 """
 
 from __future__ import annotations
