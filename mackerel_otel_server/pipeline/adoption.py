@@ -192,7 +192,7 @@ def contents_of(file: int) -> Contents:
     """Read a file; return no spans where it is no journal, or one of another format."""
     data = b""
     try:
-        data = os.pread(file, MOST_READ, 0)
+        data = os.pread(file, min(os.fstat(file).st_size, MOST_READ), 0)
         return journal_file.read(data)
     except (OSError, ValueError):
         # A process that is killed while it makes a file leaves an empty one.
