@@ -421,6 +421,36 @@ def test_an_end_before_it_was_sent_leaves_it_to_the_next(process: Make, folder: 
         assert Counter(far_end.span_ids) == dict.fromkeys(left, 2)
 
 
+def test_a_root_span_is_in_the_journal_when_its_end_returns_whatever_other_threads_do(
+    process: Make, folder: Path
+) -> None:
+    """Another thread that had taken the span along might still be encoding it."""
+    missing: list[bytes] = []
+    interval = sys.getswitchinterval()
+    with FaultServer(Step(act=never)) as far_end:
+        worker = process(far_end.url, OTEL_BSP_SCHEDULE_DELAY="60000", OTEL_BSP_MAX_QUEUE_SIZE="20000")
+
+        def serve() -> None:
+            for number in range(60):
+                with worker.tracer.start_as_current_span("root") as root:
+                    for _ in range(number % 5):
+                        worker.tracer.start_span("child").end()
+                span_id = root.get_span_context().span_id.to_bytes(8, "big")
+                if not any(span_id in path.read_bytes() for path in folder.iterdir()):
+                    missing.append(span_id)
+
+        threads = [threading.Thread(target=serve) for _ in range(6)]
+        sys.setswitchinterval(1e-6)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+    assert missing == []
+
+
 def test_a_fork_in_the_middle_of_it_keeps_no_file(process: Make, folder: Path) -> None:
     with FaultServer(Step(act=never), accepted()) as far_end:
         leave_behind(folder, understood(far_end.url), records=2)
