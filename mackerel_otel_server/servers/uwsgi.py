@@ -98,7 +98,7 @@ def _chain_post_fork() -> None:
         # This module sets uWSGI's hook when it is imported. Imported now, it cannot overwrite our hook later.
         from uwsgidecorators import postfork
 
-        postfork(_after_fork)
+        postfork(_after_fork_of_master)
     except Exception:  # without a master it raises a bare Exception; Debian has it in a package of its own
         before = getattr(uwsgi, "post_fork_hook", None)
 
@@ -107,7 +107,7 @@ def _chain_post_fork() -> None:
                 if before is not None:
                     before()
             finally:
-                _after_fork()
+                _after_fork_of_master()
 
         uwsgi.post_fork_hook = hook
 
@@ -116,6 +116,13 @@ def _on_first_request() -> bool:
     """Look again in each worker: the application may have set its own ``post_fork_hook`` or ``atexit`` after ours."""
     _prepare()
     return worker.start()
+
+
+def _after_fork_of_master() -> None:
+    """Prepare a worker of a master that has registered; what is the same for all workers, the first one says once."""
+    if not facts.is_first():
+        worker.leave_reports_to_others(of_settings=False)
+    _after_fork()
 
 
 def _after_fork() -> None:

@@ -64,8 +64,7 @@ def _follow_user_harakiri(limit: float) -> None:
 def _harakiri(limit: float) -> Doom | None:
     from mackerel_otel_server.tracing.requests import request
 
-    requests = request.under_way()
-    return _doom("harakiri", limit, max(map(_began, requests))) if requests else None
+    return _doom("harakiri", limit, max((request.last_begin, *map(_began, request.under_way()))))
 
 
 def _doom(name: str, limit: float, was_set: int) -> Doom | None:

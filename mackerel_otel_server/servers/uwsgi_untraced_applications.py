@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-import threading
 from typing import Any, Final
 
+from mackerel_otel_server.process import threads
 from mackerel_otel_server.process.log import log
 from mackerel_otel_server.servers.running_uwsgi import applications
 
@@ -18,14 +18,15 @@ def look() -> None:
     if applications():
         _say_what_is_not_traced()
     else:
-        threading.Thread(target=_wait_for_applications, name="mackerel_otel_server.uwsgi", daemon=True).start()
+        # Not a threading.Thread: once gevent has patched the standard library, it would not find itself at its end.
+        threads.start_thread(_wait_for_applications)
 
 
 def _wait_for_applications() -> None:
-    waited, step, event = 0.0, 0.05, threading.Event()
+    waited, step, sleep = 0.0, 0.05, threads.original("time", "sleep")
     try:
         while not applications() and waited < _LOADING_AT_MOST:
-            event.wait(step)
+            sleep(step)
             waited, step = waited + step, min(step * 1.5, 1.0)
         _say_what_is_not_traced()
     except Exception:

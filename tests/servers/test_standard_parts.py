@@ -36,6 +36,21 @@ from mackerel_otel_server.cli.receiver.endpoint import Receiver
 from mackerel_otel_server.cli.receiver.received_spans import ReceivedSpan
 from mackerel_otel_server.worker_log import LOST_WITH_STANDARD_PARTS
 
+LIMITED = """
+import time
+import uwsgi
+
+def application(environ, start_response):
+    path = environ["PATH_INFO"]
+    start_response("200 OK", [])
+    if "set" in path:
+        uwsgi.set_user_harakiri(2)
+    if "sleep" in path:
+        time.sleep(60)
+    if "late" in path:
+        time.sleep(2.5)
+    return [b"" if "unread" in path else b"ok"]
+"""
 SCOPES = {"own": "mackerel_otel_server", "standard": "opentelemetry.instrumentation."}
 """How the names of what has made the server spans and the spans of queries begin."""
 DOOR = "import = mackerel_otel_server.uwsgi\nenable-threads = true\nmaster = true\n"
@@ -162,6 +177,59 @@ def test_where_the_application_is_instrumented_by_itself_that_makes_the_one_serv
     requests = [span for span in receiver.spans if "http.request.method" in span.attributes]
     assert [span.kind for span in requests] == ["SERVER"] * 3, log
     assert "makes the server spans of this application, so this package makes none" in log
+
+
+# Limits of uWSGI
+
+
+@pytest.mark.parametrize("by", ["harakiri", "set_user_harakiri"])
+def test_a_request_that_uwsgi_kills_arrives_as_an_error(
+    tmp_path: Path, receiver: Receiver, parts: str, by: str
+) -> None:
+    (tmp_path / "limited.py").write_text(LIMITED)
+    ini = f"{DOOR}module = limited\npythonpath = .\n" + "harakiri = 2\n" * (by == "harakiri")
+    with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
+        assert server.get("/quick").status == 200
+        server.wait_until_idle()
+        with suppress(AssertionError):  # the connection is closed
+            server.get("/set-and-sleep" if by == "set_user_harakiri" else "/sleep")
+        server.wait_for_log("sends traces as", count=2)
+        server.get("/quick")
+        server.wait_until_idle()
+        log = server.stop()
+    spans = {span.attributes["url.path"]: span for span in server_spans(receiver.spans)}
+    killed = spans["/set-and-sleep" if by == "set_user_harakiri" else "/sleep"]
+    assert killed.attributes["http.response.status_code"] == 500
+    assert [event.attributes["exception.type"] for event in killed.events] == ["uwsgi.Harakiri"]
+    assert spans["/quick"].status_code == "UNSET"
+    assert "requests under way, which are reported as killed: 1" in log
+
+
+@pytest.mark.parametrize("path", ["/set", "/set-unread"])
+def test_a_limit_that_ended_with_its_request_kills_no_later_one(
+    tmp_path: Path, receiver: Receiver, parts: str, path: str
+) -> None:
+    (tmp_path / "limited.py").write_text(LIMITED)
+    ini = f"{DOOR}module = limited\npythonpath = .\n"
+    with uwsgi(tmp_path, ini, env=environment(receiver), processes=1) as server:
+        server.get(path)
+        server.wait_until_idle()
+        # It is under way when the watcher would report.
+        assert server.get("/late").status == 200
+        server.wait_until_idle()
+        log = server.stop()
+    span = server_span(receiver, "/late")
+    assert (span.status_code, span.attributes["http.response.status_code"], span.events) == ("UNSET", 200, ())
+    assert "reported as killed" not in log
+
+
+def test_that_the_parts_are_standard_is_said_once_per_start(tmp_path: Path, receiver: Receiver) -> None:
+    env = environment(receiver, MACKEREL_OTEL_PARTS="standard")
+    with uwsgi(tmp_path, f"{DOOR}module = plain\n", env=env, processes=3) as server:
+        server.ask_every_worker(3, 6)
+        server.wait_until_idle()
+        log = server.stop()
+    assert log.count("MACKEREL_OTEL_PARTS=standard: ") == 1, log
 
 
 # What is wrong

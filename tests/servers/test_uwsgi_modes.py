@@ -361,6 +361,20 @@ def test_under_gevent_spans_arrive_over_https(tmp_path: Path, mode: str, delay: 
     assert "Traceback" not in log
 
 
+def test_what_waits_for_the_application_ends_quietly_where_gevent_patches_threads_meanwhile(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(0.5)\nfrom plain import application\n")
+    patched = "lazy-apps = true\ngevent = 20\ngevent-monkey-patch = true\n"
+    ini = f"{DOOR}master = true\n{patched}pythonpath = .\nmodule = slow\n"
+    with uwsgi(tmp_path, ini, env=uwsgi_environment(receiver)) as server:
+        server.ask_every_worker(2, 6)
+        server.wait_until_idle()
+        log = server.stop()
+    assert "Exception ignored" not in log, log
+    assert "Traceback" not in log, log
+
+
 @pytest.mark.parametrize("mode", ["master", "threads", "gevent = 20", "no master"])
 def test_processes_that_the_application_forks_send_nothing_twice(
     tmp_path: Path, receiver: Receiver, mode: str, shown: Shown

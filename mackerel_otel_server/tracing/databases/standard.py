@@ -22,9 +22,7 @@ def trace(driver: Driver, module: Any) -> None:
     if not driver.takes_wrapped_connections:
         log.info("MACKEREL_OTEL_PARTS=standard: the queries of %s are not traced", driver.name)
         return
-    connect = module.connect
-    # sqlite3.dbapi2 has the same function, and Django calls that one.
-    modules: list[tuple[str, Any]] = list(sys.modules.items())
-    for name, other in modules:
-        if (other is module or name.startswith(f"{driver.module}.")) and vars(other).get("connect") is connect:
+    # Django calls sqlite3.dbapi2.connect. The parts of other drivers call each other, and take no wrapped connection.
+    for other in (module, sys.modules.get("sqlite3.dbapi2") if driver.module == "sqlite3" else None):
+        if other is not None:
             trace_integration(other, "connect", driver.system)

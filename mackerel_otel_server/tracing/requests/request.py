@@ -42,6 +42,9 @@ _EXCLUDED_ROOT: Final = context.set_value(EXCLUDED, True, ROOT)
 _tracer: trace.Tracer = trace.get_tracer(__name__)
 last_end = -1
 """Nanoseconds since the epoch, when a request has ended. It stays -1 until somebody who wants to know sets it to 0."""
+last_begin = 0
+"""Nanoseconds since the epoch, when a request has begun whose span OpenTelemetry's middleware makes, so that it is no
+Request; 0 where there was none."""
 _complained = False
 
 open_requests: Final[dict[str, weakref.ref[Request]]] = {}

@@ -6,7 +6,10 @@ the frameworks find no request of ours, so spans have what the middlewares know,
 
 from __future__ import annotations
 
+import weakref
+from contextlib import suppress
 from contextvars import ContextVar
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -15,7 +18,7 @@ from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as AsgiMi
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware as WsgiMiddleware
 
 from mackerel_otel_server.settings.http_options import GIVEN_WAY
-from mackerel_otel_server.tracing.requests import asgi, excluded, log_ids, nesting, other_server_spans, wsgi
+from mackerel_otel_server.tracing.requests import asgi, excluded, log_ids, nesting, other_server_spans, request, wsgi
 from mackerel_otel_server.tracing.requests.request import KEY, NO_TOKEN, complain
 
 if TYPE_CHECKING:
@@ -120,14 +123,19 @@ def _serve_wsgi(begun: Any, application: Any, environ: dict[str, Any], start_res
     if not isinstance(begun, _Begun):
         return wsgi.serve_own(begun, application, environ, start_response)
     token = _under_way.set(begun)
+    request.last_begin = time_ns()
+    body: Any = None
     try:
-        return _wsgi(environ, start_response)
+        body = _wsgi(environ, start_response)
     except Exception:
         if begun.is_entered:
             raise
         complain()
+    else:
+        return body
     finally:
         _under_way.reset(token)
+        _note_end_of(body)
     # An error of the middleware itself, about a header perhaps, is none of the application's.
     return application(environ, start_response)
 
@@ -136,6 +144,19 @@ def _serve_asgi(begun: Any, application: Any, scope: dict[str, Any], receive: An
     if not isinstance(begun, _Begun):
         return asgi.serve_own(begun, application, scope, receive, send)
     return _await_asgi(begun, scope, receive, send)
+
+
+def _note_end_of(body: Any) -> None:
+    """Note when a request ends: when the server forgets the middleware's body, or now if there is none."""
+    if body is not None:
+        with suppress(TypeError):  # it is a generator; another object may take no weak reference
+            weakref.finalize(body, _note_end).atexit = False
+            return
+    _note_end()
+
+
+def _note_end() -> None:
+    request.last_end = time_ns()
 
 
 async def _await_asgi(begun: _Begun, scope: dict[str, Any], receive: Any, send: Any) -> Any:
