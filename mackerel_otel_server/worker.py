@@ -399,6 +399,8 @@ def _start(worker: _Worker) -> bool:
     if worker.settings.parts == "standard":
         from mackerel_otel_server.tracing.requests import standard
 
+        http = worker.settings.http
+        environment.set_sanitized_headers_default((http.request_headers, http.response_headers))
         standard.prepare()
     atexit.register(stop)
     return True

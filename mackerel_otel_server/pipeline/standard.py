@@ -96,17 +96,20 @@ class StandardSender:
         # These are read before `finished`, so that a span that ends meanwhile counts as queued.
         delivered = exporter.delivered
         lost = {_NOT_TAKEN: exporter.failed, "queue full": self._full.value()}
+        unanswered = exporter.taken - delivered - exporter.failed if session.awaits_answer else 0
+        finished = self._finished.value()
         if self._too_late is not None:
             lost[TOO_LATE] = self._too_late.value()
+            lost[NOT_IN_TIME] = max(0, finished - delivered - sum(lost.values()) - unanswered)
         return Counts(
-            self._finished.value(),
+            finished,
             delivered,
             {reason: count for reason, count in lost.items() if count},
             exporter.answered,
             session.attempts,
             max(0, session.attempts - exporter.batches),
             session.bytes_sent,
-            exporter.taken - delivered - exporter.failed if session.awaits_answer else 0,
+            unanswered,
         )
 
     def flush(self, timeout: float) -> bool:

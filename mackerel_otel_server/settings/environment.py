@@ -6,11 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 from mackerel_otel_server.settings import catalogue
-from mackerel_otel_server.settings.http_options import conventions
+from mackerel_otel_server.settings.http_options import SECRET_HEADERS, conventions, named_headers
 from mackerel_otel_server.settings.parts import are_standard
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import re
+    from collections.abc import Iterable, Mapping
 
 _differs = False
 """Whether the process has variables that ``os.environ`` does not show."""
@@ -69,6 +70,19 @@ def set_semconv_default() -> None:
     """
     if not os.environ.get(catalogue.SEMCONV.name):
         os.environ[catalogue.SEMCONV.name] = catalogue.SEMCONV.default
+
+
+def set_sanitized_headers_default(captured: Iterable[re.Pattern[str] | None]) -> None:
+    """Let OpenTelemetry's middlewares redact the headers that hold credentials, unless the user chose what to redact.
+
+    Args:
+        captured: Match the names of headers that become attributes; those that are named in full are meant.
+    """
+    meant = [named_headers(pattern.pattern) for pattern in captured if pattern is not None]
+    if meant and not os.environ.get(catalogue.SANITIZED_HEADERS.name):
+        names = sorted(SECRET_HEADERS.difference(*meant))
+        # The names are searched for, and Cookie is a part of others.
+        os.environ[catalogue.SANITIZED_HEADERS.name] = ",".join(f"^{name.replace('_', '.')}$" for name in names)
 
 
 def semantic_conventions(signal: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,12 @@ EXCLUDED: Final = "mackerel_otel_server.excluded"
 GIVEN_WAY: Final = "mackerel_otel_server.given_way"
 """The attribute of a server span of OpenTelemetry's middleware that is not sent: another instrumentation's stands for
 the request."""
+SECRET_HEADERS: Final = frozenset(
+    {"api_key", "authorization", "cookie", "mackerel_api_key", "private_token", "proxy_authorization", "set_cookie"}
+    | {"x_access_token", "x_amz_security_token", "x_api_key", "x_auth_token", "x_csrf_token", "x_csrftoken"}
+    | {"x_vault_token"}
+)
+"""The headers that hold credentials, spelled as in the names of attributes."""
 _API_KNOWS_NONE: Final = (1, 33)
 """The first release of opentelemetry-api that takes ``OTEL_PROPAGATORS=none``."""
 
@@ -91,6 +98,12 @@ def read_http_options(source: Reader, propagators: tuple[str, ...], frameworks: 
         sanitized_headers=source.pattern(catalogue.SANITIZED_HEADERS, flags=re.IGNORECASE),
         propagators=propagators,
     )
+
+
+@functools.lru_cache
+def named_headers(pattern: str) -> frozenset[str]:
+    """Return the alternatives of a pattern, spelled as in the names of attributes."""
+    return frozenset(pattern.lower().replace("\\", "").replace("-", "_").split("|"))
 
 
 def conventions(values: Sequence[str], signal: str) -> str:

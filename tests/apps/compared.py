@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import mackerel_otel_server
 
@@ -13,7 +13,9 @@ import flask  # noqa: E402
 import sqlalchemy  # noqa: E402 - this package applies its instrumentation, which is installed
 from opentelemetry import trace  # noqa: E402
 
-found = {}
+found = {"read": []}
+QUOTED = "/no-such-folder/topsecret"
+"""The value of a parameter; the stack trace shows the line where it is used."""
 STANDARD = (
     "opentelemetry.exporter.otlp.proto.http",
     "opentelemetry.instrumentation.asgi",
@@ -34,6 +36,13 @@ class File:
 
     def close(self):
         pass
+
+
+class CloseRaises(list):
+    """A response that the server has sent when the application fails."""
+
+    def close(self):
+        raise BlockingIOError("close")
 
 
 def call(application, path, *, query="", read=True, **environ):
@@ -58,6 +67,7 @@ def call(application, path, *, query="", read=True, **environ):
     try:
         if read:
             list(body)
+            found["read"].append(path)
     finally:
         if hasattr(body, "close"):
             body.close()
@@ -84,6 +94,11 @@ def plain(environ, start_response):
     if environ["PATH_INFO"] == "/surrogate":
         with trace.get_tracer("compared").start_as_current_span("\ud800"):
             pass
+    if environ["PATH_INFO"] == "/quoted":
+        with closing(sqlite3.connect(":memory:")) as connection:
+            connection.cursor().execute("ATTACH ? AS other", (QUOTED,))
+    if environ["PATH_INFO"] == "/close-raises":
+        return CloseRaises()
     if environ["PATH_INFO"] == "/nested":
         return inner(environ, start_response)
     return [b"plain"]
@@ -113,7 +128,12 @@ for path in ("/plain", "/nested", "/excluded", "/queries", "/sqlalchemy"):
 call(plain, "/closed", read=False)
 call(plain, "/secret", query="sig=topsecret", HTTP_USER_AGENT="x" * 10_000)
 found["file"] = isinstance(call(plain, "/file"), File)
-for path, error in (("/fails", ValueError), ("/exit", SystemExit)):
+for path, error in (
+    ("/fails", ValueError),
+    ("/exit", SystemExit),
+    ("/quoted", sqlite3.Error),
+    ("/close-raises", BlockingIOError),
+):
     with suppress(error):
         call(plain, path)
 call(app, "/items/1")

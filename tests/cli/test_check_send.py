@@ -43,6 +43,8 @@ def test_one_span_arrives_and_its_trace_id_is_told(check: Check, mackerel: Recei
     assert sent["accepted"] is True
     assert 0 <= sent["milliseconds"] < 10_000
     result.has("OK", f"{mackerel.url} accepted one span in {sent['milliseconds']} ms", span.trace_id)
+    said = [one for one in result.data["findings"] if "the server sends with OpenTelemetry's exporter" in str(one)]
+    assert [one["level"] for one in said] == ["OK"] * (parts == "standard")
 
 
 def test_what_the_configuration_sets_is_what_is_sent_with(check: Check, mackerel: Receiver) -> None:
@@ -181,6 +183,13 @@ def test_tls_that_nobody_vouches_for_is_a_failure_and_with_its_authority_it_is_w
         env = {"MACKEREL_OTEL_ENDPOINT": server.url, "OTEL_EXPORTER_OTLP_CERTIFICATE": "ca.pem"}
         assert check("--send", **env).status == 0
         (request,) = server.requests
+        # What the command trusts, OpenTelemetry's exporter need not trust.
+        env["MACKEREL_OTEL_PARTS"] = "standard"
+        check("--send", **env).has("OK", "the server sends with OpenTelemetry's exporter")
+        env["SSL_CERT_FILE"] = env.pop("OTEL_EXPORTER_OTLP_CERTIFICATE")
+        result = check("--send", **env)
+        result.has("OK", "accepted one span")
+        result.has("WARN", "those of the package certifi", "type OTEL_EXPORTER_OTLP_CERTIFICATE=")
     (resource,) = ExportTraceServiceRequest.FromString(gzip.decompress(request.body)).resource_spans
     assert resource.scope_spans[0].spans[0].name == "mackerel-otel-server check"
     assert request.headers["mackerel-api-key"] == KEY

@@ -69,3 +69,41 @@ report(rows=rows)
     assert result.facts["rows"] == [[1]]
     assert result.spans == []
     assert "MACKEREL_OTEL_PARTS=standard: the queries of psycopg2 are not traced" in result.log
+
+
+@pytest.mark.parametrize("database", ["mysql.connector", "mysql.connector pure"], indirect=True)
+def test_pools_of_mysql_connector_work(run: Run, database: Database) -> None:
+    result = run(
+        REGISTER
+        + """
+import mysql.connector
+from mysql.connector.pooling import MySQLConnectionPool
+with parent():
+    by_name = mysql.connector.connect(pool_name="a", pool_size=2, **ADDRESS)
+    by_class = MySQLConnectionPool(pool_name="b", pool_size=1, **ADDRESS).get_connection()
+    rows = []
+    for number, connection in enumerate((by_name, by_class)):
+        cursor = connection.cursor()
+        cursor.execute("SELECT " + str(number))
+        rows += cursor.fetchall()
+        cursor.close()
+        connection.close()
+report(rows=rows)
+""",
+        database.address,
+    )
+    assert result.facts["rows"] == [[0], [1]]
+    assert result.texts == ["SELECT 0"]
+
+
+def test_what_django_calls_is_traced_as_well(run: Run) -> None:
+    result = run(
+        REGISTER
+        + """
+import sqlite3.dbapi2
+with parent(), closing(sqlite3.dbapi2.connect(":memory:")) as connection:
+    connection.cursor().execute("SELECT 1")
+report()
+"""
+    )
+    assert result.texts == ["SELECT 1"]

@@ -18,6 +18,7 @@ from mackerel_otel_server.cli.receiver.endpoint import Receiver
 from mackerel_otel_server.pipeline import connection, oversized_spans, sender
 from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.settings.catalogue import MAX_QUEUE_SIZE
+from mackerel_otel_server.settings.http_options import SECRET_HEADERS
 from mackerel_otel_server.settings.masking import MARK
 from mackerel_otel_server.tracing import exceptions
 from mackerel_otel_server.tracing.databases import statements
@@ -93,7 +94,7 @@ def test_the_names_that_are_masked_are_those_of_the_code(page: str) -> None:
     assert tuple(keys[: keys.index("REDACTED")]) == http_attributes._SECRET_KEYS  # noqa: SLF001
     headers = code(row(masked, "`Authorization`"))
     plain = {name.lower().replace("-", "_") for name in headers[1 : headers.index("[REDACTED]")]}
-    assert plain == http_attributes._SECRET_HEADERS  # noqa: SLF001
+    assert plain == SECRET_HEADERS
     assert MARK in code(row(masked, "`OTEL_EXPORTER_OTLP_HEADERS`"))
 
 

@@ -179,6 +179,28 @@ def test_where_the_application_is_instrumented_by_itself_that_makes_the_one_serv
     assert "makes the server spans of this application, so this package makes none" in log
 
 
+def test_a_pattern_captures_no_header_that_holds_credentials(tmp_path: Path, receiver: Receiver, parts: str) -> None:
+    (tmp_path / "sets.py").write_text(
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [('Set-Cookie', 'topsecret'), ('X-Cookie-Law', 'plain')])\n"
+        "    return [b'']\n"
+    )
+    headers = {"Authorization": "topsecret", "X-Api-Key": "topsecret", "X-CSRF-Token": "named", "X-Cookie-Law": "plain"}
+    capture = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_"
+    env = environment(receiver, **{f"{capture}SERVER_REQUEST": ".*,X-CSRF-Token", f"{capture}SERVER_RESPONSE": ".*"})
+    env["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    with gunicorn(tmp_path, env=env, app="sets", workers=1) as server:
+        assert server.get("/", headers={**headers, "Cookie": "topsecret"}).status == 200
+        server.stop()
+    attributes = server_span(receiver, "/").attributes
+    assert "topsecret" not in repr(attributes)
+    for name in ("request.header.authorization", "request.header.cookie", "response.header.set_cookie"):
+        assert list(attributes[f"http.{name}"]) == ["[REDACTED]"]
+    assert list(attributes["http.request.header.x_csrf_token"]) == ["named"]
+    for kind in ("request", "response"):
+        assert list(attributes[f"http.{kind}.header.x_cookie_law"]) == ["plain"]
+
+
 # Limits of uWSGI
 
 
@@ -304,10 +326,16 @@ def _of_requests(parts: str, tmp_path: Path) -> Iterator[tuple[str, bool]]:
     yield "an exception that a framework answers with its 500 page", events("/page-500") == ["LookupError"]
     yield "a request that ends by `SystemExit`", "/exit" in by_path
     yield "a response that the server closes unread", "/closed" in by_path
+    answered = "/close-raises" in found["read"]
+    yield "the span and the answer of a response whose `close()` raises", answered and "/close-raises" in by_path
     yield "`wsgi.file_wrapper` reaches the server (sendfile)", found["file"]
     yield "queries of a connection's own `execute()`, as sqlite3 has it", "SELECT 2" in queries
     yield "one span per query beside SQLAlchemy's own instrumentation", queries.count("SELECT 3") == 1
     agent = by_path["/secret"][0].attributes["user_agent.original"]
+    (quoted,) = (span for span in receiver.spans if span.kind == "CLIENT" and query_text(span).startswith("ATTACH"))
+    texts = repr([event.attributes for span in (quoted, by_path["/quoted"][0]) for event in span.events])
+    assert "unable to open database" in texts
+    yield "values that a database quotes in an error are masked", "topsecret" not in texts
     yield "long values from clients are cut", len(agent) < 10_000
     query = by_path["/secret"][0].attributes.get("url.query", "")
     yield "secrets in a query string are masked", "topsecret" not in query

@@ -158,9 +158,12 @@ def test_stop_with_no_time_sends_nothing_and_a_second_stop_is_quick(worker: Make
     with FaultServer() as far:
         one = worker(far.url)
         one.work(1)
+        assert one.sender.counts().queued == 1
         assert not one.sender.stop(0)
         assert not one.sender.stop(0)
         assert far.requests == []
+        # As the log says it.
+        assert (one.sender.counts().queued, one.sender.counts().lost) == (0, {NOT_IN_TIME: 1})
 
 
 def test_spans_that_end_after_the_end_are_counted(worker: Make) -> None:

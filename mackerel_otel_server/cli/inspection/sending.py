@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -76,7 +77,24 @@ def send(
         seen = f"{settings.shown_endpoint} was not asked within {answer:.0f} s, most likely for want of an answer from "
         follows = "the spans are kept and sent later"
         return None, [fail(f"{seen}the name server", follows, "check this machine's resolver (/etc/resolv.conf)")]
-    return Sent(**answer["sent"]), [Finding(**one) for one in answer["findings"]]
+    findings = [Finding(**one) for one in answer["findings"]]
+    if settings.parts == "standard":
+        findings.append(_of_standard_parts(settings))
+    return Sent(**answer["sent"]), findings
+
+
+def _of_standard_parts(settings: Settings) -> Finding:
+    """Say that OpenTelemetry's exporter, which sends in the server, may trust other certificates than this command."""
+    seen = "this package's own parts have sent the span; with MACKEREL_OTEL_PARTS=standard, the server sends with "
+    seen += "OpenTelemetry's exporter"
+    if settings.certificate or not settings.endpoint.lower().startswith("https:"):
+        return ok(seen)
+    authorities = ssl.get_default_verify_paths().cafile or "FILE"
+    return warn(
+        f"{seen}, whose certificate authorities are those of the package certifi, not this system's",
+        "a certificate that only this system's authorities vouch for is refused there, and the spans are lost",
+        f"type {catalogue.CERTIFICATE.names[-1]}={authorities}",
+    )
 
 
 def send_here(application: str | None) -> dict[str, Any]:

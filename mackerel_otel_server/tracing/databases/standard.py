@@ -23,6 +23,6 @@ def trace(driver: Driver, module: Any) -> None:
         log.info("MACKEREL_OTEL_PARTS=standard: the queries of %s are not traced", driver.name)
         return
     # Django calls sqlite3.dbapi2.connect. The parts of other drivers call each other, and take no wrapped connection.
-    for other in (module, sys.modules.get("sqlite3.dbapi2") if driver.module == "sqlite3" else None):
-        if other is not None:
-            trace_integration(other, "connect", driver.system)
+    modules: list[Any] = [module, *(sys.modules[name] for name in ("sqlite3.dbapi2",) if driver.module == "sqlite3")]
+    for each in modules:
+        trace_integration(each, "connect", driver.system)

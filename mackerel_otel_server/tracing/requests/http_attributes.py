@@ -11,6 +11,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from mackerel_otel_server.settings.http_options import SECRET_HEADERS, named_headers
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -48,12 +50,6 @@ _ANY_FORM: Final = {
 _SECRETS: Final = re.compile(
     rf"(?:(?<=[?&;])|^)({'|'.join(''.join(map(_ANY_FORM.__getitem__, key)) for key in _SECRET_KEYS)})=[^&;]*",
     re.IGNORECASE,
-)
-# Spelled as in the names of attributes.
-_SECRET_HEADERS: Final = frozenset(
-    {"api_key", "authorization", "cookie", "mackerel_api_key", "private_token", "proxy_authorization", "set_cookie"}
-    | {"x_access_token", "x_amz_security_token", "x_api_key", "x_auth_token", "x_csrf_token", "x_csrftoken"}
-    | {"x_vault_token"}
 )
 
 
@@ -187,17 +183,11 @@ def header_attributes(
     for name, value in islice(captured, _MOST_HEADERS):
         plain = name.lower().replace("-", "_")
         hidden = options.sanitized_headers is not None and options.sanitized_headers.search(name) is not None
-        hidden = hidden or (plain in _SECRET_HEADERS and plain not in _named(wanted))
+        hidden = hidden or (plain in SECRET_HEADERS and plain not in named_headers(wanted.pattern))
         # Referer and Location hold URLs.
         shown = "[REDACTED]" if hidden else _SECRETS.sub(r"\1=REDACTED", value[:LONGEST_TEXT])
         attributes.setdefault(f"http.{kind}.header.{plain}", []).append(shown)
     return attributes
-
-
-@functools.lru_cache
-def _named(wanted: re.Pattern[str]) -> frozenset[str]:
-    """Return the alternatives of a pattern, spelled as in the names of attributes."""
-    return frozenset(wanted.pattern.lower().replace("\\", "").replace("-", "_").split("|"))
 
 
 @functools.lru_cache(maxsize=128)
