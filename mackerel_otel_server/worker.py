@@ -227,7 +227,7 @@ def stop(timeout: float | None = None, *, others_serve: bool = False) -> bool:
     Args:
         timeout: Seconds; None for ``MACKEREL_OTEL_SHUTDOWN_TIMEOUT``.
         others_serve: Other threads go on serving until the process ends, which is about to happen. What they serve is
-            traced, and what is too late to be sent is in the journal.
+            traced, and what is too late to be sent is written into the journal, if there is one.
 
     Returns:
         Whether everything was delivered.
@@ -485,11 +485,8 @@ def _let_requests_end(deadline: float) -> None:
 
 
 def _report_too_late(worker: _Worker, pipeline: Pipeline) -> bool:
-    """Say what was lost since the last report, once; return whether everything was delivered.
-
-    Where other threads serve on, the next worker says it, when it is known how much that was.
-    """
-    if (count := pipeline.too_late() - worker.too_late_reported) > 0 and not worker.others_serve:
+    """Say what was lost since the last report, once; return whether everything was delivered."""
+    if (count := pipeline.too_late() - worker.too_late_reported) > 0:
         worker_log.report_too_late(count)
         worker.too_late_reported += count
     counts = pipeline.counts()

@@ -140,7 +140,7 @@ def report_end(pipeline: Pipeline, *, delivered: bool) -> None:
     reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
     in_words = f"{sum(lost.values())} ({reasons})" if lost else "0"
     if counts.left:
-        in_words += f", left {counts.left} in the journal, which another worker or the next start sends"
+        in_words += f", left {counts.left} in the journal: another worker, or the next start, sends them"
     if pipeline.gave_up and lost[pipeline.why_unsent]:
         log.warning(
             "sent %d spans in %d requests, lost %s; the last attempt to send had failed, so the worker waited no "

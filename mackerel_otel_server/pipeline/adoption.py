@@ -156,7 +156,7 @@ class Adopter:
         try:
             files = self._spool.files()
         except OSError:
-            # The journal has said so, or the operator has none.
+            # The folder cannot be used, which the journal says at its first span.
             return None
         destination = self._destination()
         names = {file.name for file in files}
@@ -178,7 +178,7 @@ class Adopter:
             if age > DAY or (is_old and not can_be_sent):
                 say_deleted(file, "the file is older than a day")
                 contents.spans.clear()
-            elif not can_be_sent and not is_hidden:
+            elif not can_be_sent and not (is_hidden and contents.is_foreign):
                 self._others[name] = contents.about
                 self._spool.release(file)
                 continue

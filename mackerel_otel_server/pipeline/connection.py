@@ -146,6 +146,8 @@ class Connection:
     def _exchange(self, stream: _Stream, request: memoryview) -> Response:
         sent = False
         keep = False
+        ends = False
+        self.awaits_answer = False
         try:
             with _faults(""):
                 try:
@@ -160,12 +162,16 @@ class Connection:
             read, whole = _body(response, stream)
             keep = whole and sent and not response.will_close
             self.date = response.headers.get("Date")
+            ends = True
             return Response(response.status, response.reason, cast("Mapping[str, str]", response.headers), read, whole)
-        except Fault as fault:
-            fault.sent = sent and not fault.unread
+        except Exception as error:
+            ends = True
+            if isinstance(error, Fault):
+                error.sent = sent and not error.unread
             raise
         finally:
-            self.awaits_answer = False
+            # After an exit that a signal handler has raised, nobody waits for the answer, and nobody knows it.
+            self.awaits_answer = self.awaits_answer and not ends
             self._idle_since = time.monotonic()
             if not keep:
                 self.close()

@@ -12,7 +12,6 @@ import itertools
 import math
 import os
 import secrets
-import socket
 import time
 import zlib
 from contextlib import suppress
@@ -40,6 +39,8 @@ _BETWEEN_TRIES: Final = 60.0
 """Seconds from a failure to the next try."""
 _TRIES: Final = range(10)
 """How often a record is tried, if other threads retire the file meanwhile."""
+_BETWEEN_LOOKS: Final = 5.0
+"""Seconds from one look at the room in the folder to the next."""
 _LONGEST_WAIT: Final = 1.0
 """Seconds. To open a file takes some microseconds."""
 
@@ -97,13 +98,16 @@ class Journal:
         self._segments: set[_Segment] = set()
         # Not of the module threading: gevent may replace those later, and its locks belong to one thread's hub.
         self._opening = _thread.RLock()
+        self._retiring = _thread.allocate_lock()
         self._again_at = 0.0
-        self._complained = False
+        self._has_failed = False
+        self._look_at = 0.0
+        """When to look next whether the folder has room."""
 
     @property
     def works(self) -> bool:
         """Whether spans that are queued now would outlive this process."""
-        return self._segment is not None or time.monotonic() >= self._again_at
+        return not self._has_failed
 
     # One function, because a call for each of the steps would take time.
     def write(  # noqa: C901
@@ -193,13 +197,19 @@ class Journal:
         for segment in list(self._segments):
             self._retire(segment)
 
+    def begin_another(self) -> None:
+        """Let the next record begin another file, because the destination is another one now."""
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            self._retire_if_done(segment)
+
     def leave_to_parent(self) -> None:
         """Give the files up in a process that was forked; they are its parent's. Nothing more is written.
 
         The fork may have come in the middle of write(), which goes on here with a span that the parent writes as well.
         """
         self._again_at = math.inf
-        self._complained = True
+        self._has_failed = True
         self._segment = None
         segments, self._segments = self._segments, set()
         for segment in segments:
@@ -228,13 +238,12 @@ class Journal:
         return self._segment
 
     def _open(self) -> _Segment:
-        self._spool.make_room(SEGMENT_BYTES, _say_deleted)
+        if (now := time.monotonic()) >= self._look_at:
+            # Not for each file: a folder may hold a thousand, and a request may be waiting for this.
+            self._look_at = now + _BETWEEN_LOOKS
+            self._spool.make_room(SEGMENT_BYTES, _say_deleted)
         mark = secrets.token_bytes(journal_file.MARK_BYTES)
-        about = {
-            "pid": self._pid,
-            "host": socket.gethostname(),
-            **self._destination().described(),
-        }
+        about = {"pid": self._pid, **self._destination().described()}
         data = journal_file.beginning(mark, about, *self._encoder.resource_fields)
         file, name = self._spool.create(data)
         if self._again_at == math.inf:
@@ -243,6 +252,7 @@ class Journal:
             raise InterruptedError(errno.EINTR, "a fork came in between")
         segment = _Segment(file, name, mark, len(data))
         self._segments.add(segment)
+        self._has_failed = False
         return segment
 
     def _add_scope(self, segment: _Segment, scope: Any) -> bytes:
@@ -263,21 +273,24 @@ class Journal:
         A thread that writes adds its number first and looks at is_closed then; here it is the other way round. So one
         of the two sees what the other one does.
         """
-        segment.is_closed = True
-        if not segment.open <= numbers:
-            if segment is self._segment:
-                segment.is_closed = False
+        if not self._retiring.acquire(blocking=False):
+            # Another thread does this for some file; this one is removed with its next record, or at the end.
             return False
-        if segment is self._segment:
-            self._segment = None
         try:
-            # One step of the interpreter: two threads must not close the same descriptor.
-            self._segments.remove(segment)
-        except KeyError:
+            segment.is_closed = True
+            if not segment.open <= numbers:
+                if segment is self._segment:
+                    segment.is_closed = False
+                return False
+            if segment is self._segment:
+                self._segment = None
+            if segment in self._segments:
+                self._segments.remove(segment)
+                file, segment.file = segment.file, -1
+                self._spool.remove(segment.name, file)
             return True
-        file, segment.file = segment.file, -1
-        self._spool.remove(segment.name, file)
-        return True
+        finally:
+            self._retiring.release()
 
     def _renew_if_gone(self, segment: _Segment) -> None:
         """Let the next record open another file if somebody has removed this one, which nobody could send then."""
@@ -294,11 +307,11 @@ class Journal:
         self._again_at = max(self._again_at, time.monotonic() + _BETWEEN_TRIES)
         if segment is not None:
             self._retire(segment)
-        write, self._complained = (log.debug if self._complained else log.warning), True
+        write, self._has_failed = (log.debug if self._has_failed else log.warning), True
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         write(
             "the journal in %s cannot be written (%s): tracing goes on, but if this process is killed, its last spans "
-            "are lost; set MACKEREL_OTEL_SPOOL to a folder that user %d can write, or to none",
+            "are lost; mend that, or set MACKEREL_OTEL_SPOOL to another folder that user %d can write, or to none",
             self._spool.path,
             reason,
             os.geteuid(),

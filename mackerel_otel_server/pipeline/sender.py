@@ -1,4 +1,4 @@
-"""The spans of one process are queued, encoded a few at a time, sent in batches by one thread, and counted.
+"""The spans of one process are encoded, queued, sent in batches by one thread, and counted.
 
 finished = delivered + lost + left + queued, at any moment. A signal handler may end a span while it has interrupted the
 end of another span. Therefore nothing here takes a lock that the interrupted thread could hold.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mackerel_otel_server.pipeline import oversized_spans
 from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Cause
 from mackerel_otel_server.process.log import log
-from mackerel_otel_server.process.threads import threads_without_signals
+from mackerel_otel_server.process.threads import original, threads_without_signals
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -44,6 +44,8 @@ AFTER_A_FAILURE: Final = 0.5
 NOT_IN_TIME: Final = "not sent in time"
 AFTER_FAILED_ATTEMPT: Final = "not sent after a failed attempt"
 TOO_LATE: Final = "ended after shutdown"
+_LONGEST_WAIT: Final = 0.1
+"""Seconds to wait for a lock that is held for microseconds."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class _Book:
 
     def __init__(self, exporter: Exporter) -> None:
         self.exporter: Final = exporter
-        self.under_way: list[QueuedSpan] | None = None
+        self.under_way: Final[list[list[QueuedSpan]]] = []
+        """The batch that is being sent. Whoever takes it out of this list says what became of it."""
         self.delivered = 0
         self.answered = 0
         self.lost: Counter[str] = Counter()
@@ -149,9 +152,9 @@ class Sender:
         self._book = _Book(exporter)
         self._rescue: _Book | None = None
         self._rescuing = _thread.allocate_lock()
-        # Held by the sender's thread and by the one in rescue(), each for a moment. A signal handler that interrupts
-        # that moment cannot want it, because a second rescue() does nothing.
-        self._taking = _thread.allocate_lock()
+        # Held for a moment by the sender's thread and by the one in rescue(). Where the sender's thread is a greenlet, a
+        # signal handler may have interrupted it just then. So nobody waits for the lock for long.
+        self._taking = original("_thread", "allocate_lock")()
         self._adopt_from = 0.0
         self._last_failed = False
         self._paused_until = 0.0
@@ -173,11 +176,12 @@ class Sender:
             # Not a threading.Thread: once gevent has patched the standard library, it would not find itself at its end.
             _thread.start_new_thread(self._run, ())
 
-    def put(self, span: ReadableSpan) -> None:
-        """Queue a finished span; when enough spans wait, encode them in this thread. Never waits and never raises."""
+    # One function, because a call for each of the steps would take time.
+    def put(self, span: ReadableSpan) -> None:  # noqa: C901, PLR0912
+        """Queue a finished span; encode a request's span at once, others when enough of them wait. Never raises."""
         self._finished.add()
         if (dropping := self._too_late or self._dropping) is not None:
-            if self._too_late is None or not self._leave([span]):
+            if self._too_late is None or not self._leave(span):
                 dropping.add()
             return
         ended = self._ended
@@ -186,28 +190,32 @@ class Sender:
             self._full.add()
             self._wake_once()
             return
-        # A request's own span ends before its response is sent. What was answered must be in the journal by then, so
-        # that this span is not for other threads to take: one of them might still be encoding it. Field 2 of a span
-        # context says whether it came from another process; its property would take more time.
+        # A request's span ends before the last part of its response is sent, and must be in the journal by then. So
+        # this thread encodes it: another thread that took it might still be encoding it when the response leaves. Field
+        # 2 of a span context says whether it came from another process; its property would take more time.
         if (journal := self._journal) is not None and ((parent := span.parent) is None or parent[2]):
-            if ended:
-                self._encode(self._take_ended(self._together))
-            # What _encode() does, in half the time.
             try:
+                if ended:
+                    self._encode(self._take_ended(self._together))
                 scope, data = self._encoder.encode_known(span)
                 size = len(data)
             except Exception:
                 size = BATCH_BYTES + 1
+            except BaseException:
+                # A signal handler has raised an exit.
+                ended.append(span)
+                raise
             if size > BATCH_BYTES:
                 self._encode([span])
-                return
-            place = None
-            try:
-                place = journal.write(scope, data)
-            finally:
-                # Also where a signal handler raises an exit meanwhile.
-                self._queue.append((scope, data, place))
-                self._queued_bytes += size
+            else:
+                # What _encode() does, in half the time.
+                place = None
+                try:
+                    place = journal.write(scope, data)
+                finally:
+                    # Also where a signal handler raises an exit meanwhile.
+                    self._queue.append((scope, data, place))
+                    self._queued_bytes += size
         else:
             ended.append(span)
             if len(ended) < self._together:
@@ -228,10 +236,7 @@ class Sender:
     def _encode(self, spans: list[ReadableSpan]) -> None:
         """Encode spans, write them into the journal, and queue them."""
         encode = self._encoder.encode
-        journal = self._journal
         encoded: list[EncodedSpan] = []
-        queued: list[QueuedSpan] = []
-        place = None
         size = 0
         rest = iter(spans)
         try:
@@ -245,33 +250,50 @@ class Sender:
                     self._unencodable.add()
                     log.debug("a span cannot be encoded", exc_info=True)
                     continue
-                encoded.append(data)
+                except BaseException:
+                    # A signal handler has raised an exit.
+                    self._ended.append(span)
+                    raise
                 size += len(data[1])
-            if journal is not None and encoded:
-                if size <= BATCH_BYTES:
-                    place = journal.write(*encoded[0], encoded[1:])
-                else:
+                if size > BATCH_BYTES:
                     # A record must fit into one request, because it is settled as a whole.
-                    queued = [(*data, journal.write(*data)) for data in encoded]
+                    record, encoded, size = encoded, [], len(data[1])
+                    self._enqueue(record)
+                encoded.append(data)
         finally:
-            # Also where a signal handler raises an exit meanwhile.
-            self._queue.extend(queued or [(scope, span_bytes, place) for scope, span_bytes in encoded])
-            # Two threads at once may make the number wrong; the sender's thread sets it right when the queue is empty.
-            self._queued_bytes += size
+            self._enqueue(encoded)
             self._ended.extend(rest)
 
-    def _leave(self, spans: Iterable[ReadableSpan]) -> bool:
-        """Write spans that come too late for this process into the journal; return whether that was possible."""
+    def _enqueue(self, encoded: list[EncodedSpan]) -> None:
+        """Write spans into the journal as one record, and queue them."""
+        place = None
+        try:
+            if encoded and self._journal is not None:
+                place = self._journal.write(*encoded[0], encoded[1:])
+        finally:
+            # Also where a signal handler raises an exit meanwhile.
+            for scope, data in encoded:
+                self._queue.append((scope, data, place))
+                # Two threads at once may make the number wrong; the sender's thread sets it right when the queue is
+                # empty.
+                self._queued_bytes += len(data)
+
+    def _encode_ended(self) -> None:
+        """Encode all spans that wait for it, so many together as a batch may have."""
+        while spans := self._take_ended(self._together):
+            self._encode(spans)
+
+    def _leave(self, span: ReadableSpan) -> bool:
+        """Write a span that comes too late for this process into the journal; return whether that was possible."""
         if self._journal is None:
             return False
         try:
-            encoded = [self._encoder.encode(span) for span in spans]
+            scope, data = self._encoder.encode(span)
         except Exception:
             return False
-        if self._journal.write(*encoded[0], encoded[1:]) is None:
+        if self._journal.write(scope, data) is None:
             return False
-        for _ in encoded:
-            self._left.add()
+        self._left.add()
         return True
 
     def _say_what_is_cut(self, span: ReadableSpan, size: int) -> None:
@@ -313,15 +335,16 @@ class Sender:
             timeout: Seconds.
         """
         # First, what a kill would take along must be in the journal.
-        self._encode(self._take_ended(len(self._ended)))
+        self._encode_ended()
         if not (self._queue or self._ended) or not self._rescuing.acquire(blocking=False):
             return
         try:
             if self._rescue is None:
                 self._rescue = _Book(self._book.exporter.another())
+            self._give_up_what_was_interrupted(self._rescue)
             deadline = time.monotonic() + timeout
             while (self._queue or self._ended) and time.monotonic() < deadline:
-                self._encode(self._take_ended(len(self._ended)))
+                self._encode_ended()
                 batch = self._take(self._batch_size)
                 if batch and not self._deliver(self._rescue, batch, deadline):
                     return
@@ -339,10 +362,8 @@ class Sender:
         try:
             self._book.exporter.wake()
             self._wake.put(None)
-            if (adopted := self._adopted) is not None:
+            if self._adopted is not None:
                 # The thread may wait for an answer about spans of another process. That must not hold up this one's.
-                if self._book.exporter.unanswered:
-                    adopted.give_up()
                 self.rescue(timeout)
                 timeout = max(self._stop_by - time.monotonic(), 0.0)
             # The lock is never released here. A signal handler may raise an exit between two steps, so that a release
@@ -374,31 +395,41 @@ class Sender:
         return self._last_failed or self._book.exporter.is_failing
 
     def _give_up(self) -> None:
-        """Count as lost the spans that are left and those that end from now on; end the waits in flush()."""
+        """Leave the spans that are not sent to another process, or count them as lost; end the waits in flush()."""
         if self._too_late is None:
             self._too_late = self._dropped.setdefault(TOO_LATE, Tally())
-        if self._journal is not None:
-            self._encode(self._take_ended(len(self._ended)))
-            for book in self._books():
-                self._give_up_what_is_under_way(book)
+        if (adopted := self._adopted) is not None and self._book.exporter.unanswered:
+            adopted.give_up()
+        for book in self._books():
+            self._give_up_what_is_under_way(book)
         unsent = self._dropped.setdefault(self.why_unsent, Tally())
+        if self._journal is not None:
+            self._encode_ended()
         for _ in range(_empty(self._ended)):
             unsent.add()
-        for _, _, place in _take_all(self._queue):
-            (self._left if place is not None else unsent).add()
+        with suppress(IndexError):
+            # One after the other, because a signal handler may raise an exit meanwhile.
+            while True:
+                place = self._queue.popleft()[2]
+                (self._left if place is not None else unsent).add()
         self._let_flushes_return()
 
     def _give_up_what_is_under_way(self, book: _Book) -> None:
-        """Leave a batch to another process, or count it as unconfirmed if it was sent and has no answer."""
-        batch = book.under_way
-        if batch is None or any(place is None for _, _, place in batch):
-            return
-        if book.exporter.unanswered:
-            self._settle(batch)
-            return
-        book.under_way = None
-        for _ in batch:
-            self._left.add()
+        """Queue a batch again, unless it was sent and has no answer: then it is not sent again."""
+        with suppress(IndexError):
+            if book.exporter.unanswered:
+                # The answer may come yet. Until then the spans count as unanswered.
+                self._settle(book.under_way[-1])
+            else:
+                batch = book.under_way.pop()
+                self._queue.extendleft(reversed(batch))
+                self._queued_bytes += _bytes(batch)
+
+    def _give_up_what_was_interrupted(self, book: _Book) -> None:
+        """Do the same with what a call was sending that an exit has ended: nobody waits for the answer any more."""
+        self._give_up_what_is_under_way(book)
+        with suppress(IndexError):
+            book.lost["unconfirmed"] += len(book.under_way.pop())
 
     def _books(self) -> list[_Book]:
         return [self._book] if self._rescue is None else [self._book, self._rescue]
@@ -410,6 +441,7 @@ class Sender:
     def counts(self) -> Counts:
         """Return how many spans were finished, delivered and lost so far."""
         # These are read before `finished`, so that a span that ends meanwhile counts as queued.
+        left = self._left.value()
         books = self._books()
         lost: Counter[str] = Counter()
         for book in books:
@@ -428,8 +460,8 @@ class Sender:
             sum(exporter.requests for exporter in exporters),
             sum(exporter.retried for exporter in exporters),
             sum(exporter.bytes_sent for exporter in exporters),
-            sum(exporter.unanswered for exporter in exporters),
-            self._left.value(),
+            sum(len(batch) for book in books if book.exporter.unanswered for batch in list(book.under_way)),
+            left,
         )
 
     def leave_journal_to_parent(self) -> None:
@@ -501,6 +533,11 @@ class Sender:
             self._adopted = self._adopter.next()
         if (adopted := self._adopted) is None:
             return
+        if self._stop_by is not None:
+            # stop() may have looked before there was anything to send for others.
+            self._adopted = None
+            adopted.close()
+            return
         answer = adopted.send_batch(self._book.exporter, self._batch_size, BATCH_BYTES, now + self._settings.timeout)
         if answer is not None:
             # That these spans were refused says nothing about others.
@@ -524,7 +561,7 @@ class Sender:
     def _send(self, *, drain: bool) -> None:
         size = self._batch_size
         if drain:
-            self._encode(self._take_ended(len(self._ended)))
+            self._encode_ended()
         if not self._queue:
             # Threads that met in _encode() may have left a wrong number, which would count as a full queue for ever.
             self._queued_bytes = 0
@@ -545,8 +582,12 @@ class Sender:
 
     def _take(self, size: int) -> list[QueuedSpan]:
         """Take the oldest spans, as many as one request may hold. Spans of one record of the journal stay together."""
-        with self._taking:
+        if not self._taking.acquire(timeout=_LONGEST_WAIT):
+            return []
+        try:
             return self._take_together(size)
+        finally:
+            self._taking.release()
 
     def _take_together(self, size: int) -> list[QueuedSpan]:
         queue = self._queue
@@ -571,12 +612,16 @@ class Sender:
 
     def _deliver(self, book: _Book, batch: list[QueuedSpan], deadline: float) -> bool:
         """Send one batch; return whether to go on with the next."""
-        book.under_way = batch
+        book.under_way.append(batch)
         answer = book.exporter.export(self._encoder.assemble(batch), len(batch), deadline)
-        if book.under_way is not batch:
-            # This process has given up meanwhile, and these spans are left in the journal.
+        try:
+            book.under_way.pop()
+        except IndexError:
+            # This process has given up meanwhile, and has said what became of these spans. What was taken after all, or
+            # refused, must not be sent again.
+            if not answer.keep:
+                self._settle(batch)
             return False
-        book.under_way = None
         # If the endpoint took spans, the attempt has not failed, whatever else the answer said.
         self._last_failed = answer.cause is not None and not answer.accepted
         book.delivered += answer.accepted
@@ -603,6 +648,8 @@ class Sender:
             self._queued_bytes = 0
             if answer.cause is Cause.KEY and (key := self._new_api_key()) is not None:
                 book.exporter.set_api_key(key)
+                if self._journal is not None:
+                    self._journal.begin_another()
         return not answer.pause
 
 

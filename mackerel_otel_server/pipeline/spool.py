@@ -70,8 +70,7 @@ class Spool:
 
     def _path_of(self, user: int) -> str:
         if self._path is None or self._path[0] != user:
-            above = _MEMORY if os.access(_MEMORY, os.W_OK) else tempfile.gettempdir()
-            self._path = user, self._setting or f"{above}/mackerel-otel-{user}"
+            self._path = user, self._setting or f"{_above()}/mackerel-otel-{user}"
         return self._path[1]
 
     @contextmanager
@@ -250,6 +249,16 @@ class Spool:
             )
 
 
+def _above() -> str:
+    if os.access(_MEMORY, os.W_OK):
+        return _MEMORY
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        # Nothing can be written anywhere; the error at the first file says so.
+        return "/tmp"  # noqa: S108 - in a folder that only this user can read and write
+
+
 def _open(path: str) -> int:
     """Open the folder.
 
@@ -260,7 +269,7 @@ def _open(path: str) -> int:
         return os.open(path, _FOLDER)
     except NotADirectoryError as error:
         if Path(path).is_symlink():
-            seen = f"it is a symbolic link; name what it leads to, {Path(path).resolve()}"
+            seen = f"it is a symbolic link; name what it leads to, {Path(path).readlink()}"
             raise NotADirectoryError(errno.ENOTDIR, seen, path) from error
         raise
 

@@ -31,7 +31,7 @@ ROOM = 60
 """In the queue, so that a far end that takes nothing shows in the counts."""
 PLENTY = 100_000
 AT_ONCE = 4
-LEFT = r", left (\d+) in the journal, which another worker or the next start sends"
+LEFT = r", left (\d+) in the journal: another worker, or the next start, sends them"
 MANY = 600
 """Requests at least."""
 

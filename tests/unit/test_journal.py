@@ -280,7 +280,7 @@ def test_a_full_disk_is_said_once_and_what_was_written_before_stays(
         assert texts(disk / "spool") == written
         (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert "cannot be written (No space left on device)" in line
-        assert f"a folder that user {os.geteuid()} can write" in line
+        assert f"another folder that user {os.geteuid()} can write" in line
         settle(journal, places)
         assert list((disk / "spool").iterdir()) == []
         # After a minute it is tried again.
@@ -361,7 +361,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
         )
         assert result.stdout == "[None, None, None]\n", result.stderr
         assert result.stderr.count("cannot be written") == 1
-        assert "a folder that user 65534 can write" in result.stderr
+        assert "another folder that user 65534 can write" in result.stderr
     finally:
         parent.rmdir()
 

@@ -271,7 +271,7 @@ def _reason(path: Path, error: OSError, command: str) -> tuple[str, str]:
         return _reason_above(path, error, command)
     if not stat.S_ISDIR(state.st_mode):
         if stat.S_ISLNK(state.st_mode):
-            cure = f"set MACKEREL_OTEL_SPOOL to what it leads to, {path.resolve()}"
+            cure = f"set MACKEREL_OTEL_SPOOL to what it leads to, {path.readlink()}"
             return f"{path} is a symbolic link, which is not followed", cure
         return f"{path} is no folder", _elsewhere()
     if state.st_uid != me:
@@ -287,7 +287,10 @@ def _reason_above(path: Path, error: OSError, command: str) -> tuple[str, str]:
     """Return what is wrong with the folder in which the folder of the journals is not there, or cannot be seen."""
     me = os.geteuid()
     above = next(folder for folder in path.parents if _state(folder) is not None)
-    state = above.stat()
+    try:
+        state = above.stat()
+    except (OSError, RuntimeError):
+        return f"{above} is a symbolic link that leads nowhere", _elsewhere()
     if error.errno == errno.EACCES:
         seen = f"{above} of user {user(state.st_uid)} is closed to user {user(me)}"
         return seen, as_user(state.st_uid, command)
