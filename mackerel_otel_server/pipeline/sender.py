@@ -152,7 +152,7 @@ class Sender:
         self._book = _Book(exporter)
         self._rescue: _Book | None = None
         self._rescuing = _thread.allocate_lock()
-        # Held for a moment by the sender's thread and by the one in rescue(). Where the sender's thread is a greenlet, a
+        # Held for a moment by the thread of the sender and by the one in rescue(). Where the former is a greenlet, a
         # signal handler may have interrupted it just then. So nobody waits for the lock for long.
         self._taking = original("_thread", "allocate_lock")()
         self._adopt_from = 0.0
