@@ -85,7 +85,7 @@ def send(
 
 def _of_standard_parts(settings: Settings) -> Finding:
     """Say that OpenTelemetry's exporter, which sends in the server, may trust other certificates than this command."""
-    seen = "this package's own parts have sent the span; with MACKEREL_OTEL_PARTS=standard, the server sends with "
+    seen = "--send uses this package's own parts; with MACKEREL_OTEL_PARTS=standard, the server sends with "
     seen += "OpenTelemetry's exporter"
     if settings.certificate or not settings.endpoint.lower().startswith("https:"):
         return ok(seen)
