@@ -301,7 +301,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 number = 0
 while journal.write(*span(f"{number:04}" * 25)) is not None:
     number += 1
-print(number, journal.write(*span("more")), journal.works)
+print(number, journal.write(*span("more")), journal.works, flush=True)
 os.kill(os.getpid(), 9)
 """)
     count, *rest = result.stdout.split()
