@@ -16,7 +16,7 @@ from mackerel_otel_server.cli.inspection.journals import File, Whose
 from mackerel_otel_server.cli.masked import secrets
 from mackerel_otel_server.cli.output import complain, say
 from mackerel_otel_server.cli.text import counted, printable
-from mackerel_otel_server.pipeline.adoption import LeftBehind, contents_of
+from mackerel_otel_server.pipeline.adoption import LeftBehind, contents_of, is_kept
 from mackerel_otel_server.pipeline.answer import Answer, Cause
 from mackerel_otel_server.pipeline.exporter import Exporter
 from mackerel_otel_server.pipeline.sender import BATCH_BYTES
@@ -37,8 +37,6 @@ Run it as the user of the workers (sudo -u NAME --preserve-env mackerel-otel-ser
 server: MACKEREL_APIKEY or MACKEREL_APIKEY_FILE, and those that name the endpoint. Files of processes that run are left
 to these processes. Exit status: 0 if nothing is left to deliver, 1 if something is, 2 if the options are wrong.
 """
-_LOST_IN_ANY_CASE: Final = frozenset({Cause.TOO_LARGE, Cause.PARTIAL})
-"""Another attempt would get the same answer."""
 
 
 class _FirstAnswer(Exporter):
@@ -46,8 +44,7 @@ class _FirstAnswer(Exporter):
 
     def export(self, body: bytes, spans: int, deadline: float) -> Answer:
         answer = super().export(body, spans, deadline)
-        is_kept = not answer.accepted and not answer.unconfirmed and answer.cause not in _LOST_IN_ANY_CASE
-        return replace(answer, keep=answer.keep or is_kept)
+        return replace(answer, keep=answer.keep or is_kept(answer))
 
     def _backoff(self, cause: Cause | None) -> float:
         # An endpoint that asks for patience gets it, within the timeout of a request.

@@ -7,11 +7,13 @@ next one, with what was settled meanwhile.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.pipeline import journal_file
+from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Cause
 from mackerel_otel_server.pipeline.encoder import assemble
 from mackerel_otel_server.pipeline.spool import DAY, FOLDER_BYTES
 from mackerel_otel_server.process.log import log
@@ -27,8 +29,19 @@ if TYPE_CHECKING:
 
 MOST_READ: Final = FOLDER_BYTES
 """Bytes of one file. A process ends its files long before."""
+_LOST_IN_ANY_CASE: Final = frozenset({Cause.TOO_LARGE, Cause.PARTIAL})
+"""Another attempt would get the same answer."""
 _BEING_MADE: Final = 60.0
 """Seconds after which a hidden file is one that nobody will rename any more."""
+
+
+def is_kept(answer: Answer) -> bool:
+    """Tell whether spans that were not taken stay in their file: whether another attempt may get another answer.
+
+    A worker drops its own spans that are refused, because others follow. Those of a file may wait for the end of a
+    deployment, at which a proxy answers 404, say.
+    """
+    return not answer.accepted and not answer.unconfirmed and answer.cause not in _LOST_IN_ANY_CASE
 
 
 class LeftBehind:
@@ -93,8 +106,8 @@ class LeftBehind:
         self.delivered += answer.accepted
         if answer.rejected:
             self.lost["rejected by the endpoint"] += answer.rejected
-        if left and (answer.keep or answer.pause):
-            # Nothing can be sent now. Whoever owns the file next tries again.
+        if left and is_kept(answer):
+            # Whoever owns the file next tries again.
             return answer
         if left:
             self.lost[answer.reason] += left
@@ -150,6 +163,12 @@ class Adopter:
         self._destination = destination
         self._others: dict[str, dict[str, Any]] = {}
         """What the files that must stay say about themselves, by name, so that they are not read again each time."""
+        self._not_before: dict[str, float] = {}
+        """When a file whose spans were refused may be tried again."""
+
+    def put_off(self, left: LeftBehind) -> None:
+        """Try others first: the spans of this file were refused."""
+        self._not_before[left.name] = time.monotonic() + PROBE_SECONDS
 
     def next(self) -> LeftBehind | None:
         """Become the owner of the oldest file that this process may send; tidy up on the way. Never raises."""
@@ -161,11 +180,12 @@ class Adopter:
         destination = self._destination()
         names = {file.name for file in files}
         self._others = {name: about for name, about in self._others.items() if name in names}
+        self._not_before = {name: at for name, at in self._not_before.items() if name in names}
         for name, _, age in files:
             is_hidden = name.startswith(".")
             # The clock may have been set back since. Then nobody can know how old the file is.
             is_old = abs(age) > DAY
-            if is_hidden and abs(age) < _BEING_MADE:
+            if (is_hidden and abs(age) < _BEING_MADE) or time.monotonic() < self._not_before.get(name, 0.0):
                 continue
             if not is_old and (about := self._others.get(name)) is not None and not destination.is_of(about):
                 continue
@@ -208,8 +228,8 @@ def say_deleted(file: int, why: str) -> None:
     contents = contents_of(file)
     if contents.spans:
         log.warning(
-            "deleted %d spans that %s left behind for %.200s, because %s; type mackerel-otel-server flush to send "
-            "such files",
+            "deleted %d spans that %s left behind for %.200s, because %s; to send such spans in time, type "
+            "mackerel-otel-server flush",
             len(contents),
             _owner(contents),
             contents.about.get("endpoint", "?"),

@@ -55,10 +55,24 @@ _write: Final = os.write
 class _Segment:
     """One file. Its process holds it open, and with it the lock, until every span in it is settled."""
 
-    __slots__ = ("file", "is_closed", "kept", "mark", "name", "number", "open", "scope_number", "scopes", "written")
+    __slots__ = (
+        "file",
+        "identity",
+        "is_closed",
+        "kept",
+        "mark",
+        "name",
+        "number",
+        "open",
+        "scope_number",
+        "scopes",
+        "written",
+    )
 
     def __init__(self, file: int, name: str, mark: bytes, written: int) -> None:
         self.file = file
+        state = os.fstat(file)
+        self.identity: Final = state.st_dev, state.st_ino
         self.name: Final = name
         self.mark: Final = mark
         self.written = written
@@ -195,6 +209,7 @@ class Journal:
     def close(self) -> None:
         """Remove the files whose spans are all settled. The others stay, and stay this process's until it ends."""
         for segment in list(self._segments):
+            self._renew_if_gone(segment)
             self._retire(segment)
 
     def begin_another(self) -> None:
@@ -293,12 +308,22 @@ class Journal:
             self._retiring.release()
 
     def _renew_if_gone(self, segment: _Segment) -> None:
-        """Let the next record open another file if somebody has removed this one, which nobody could send then."""
-        try:
-            is_gone = not os.fstat(segment.file).st_nlink
-        except OSError:
-            return
-        if is_gone and segment is self._segment:
+        """Let the next record open another file if this one cannot be used any more.
+
+        Somebody may have removed it, and nobody could send what is in it then. Or the application has closed all
+        descriptors, and this one is another file now, which is not ours to write to or to close.
+        """
+        with suppress(OSError):
+            state = os.fstat(segment.file)
+            if (state.st_dev, state.st_ino) == segment.identity:
+                if state.st_nlink or segment is not self._segment:
+                    return
+            else:
+                self._spool.forget(segment.file)
+                self._segments.discard(segment)
+                segment.file = -1
+                segment.is_closed = True
+        if segment is self._segment:
             self._segment = None
 
     def _fail(self, error: Exception) -> None:

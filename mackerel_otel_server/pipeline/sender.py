@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.pipeline import oversized_spans
+from mackerel_otel_server.pipeline.adoption import is_kept
 from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Cause
 from mackerel_otel_server.process.log import log
 from mackerel_otel_server.process.threads import original, threads_without_signals
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from mackerel_otel_server.pipeline.adoption import Adopter, LeftBehind
+    from mackerel_otel_server.pipeline.answer import Answer
     from mackerel_otel_server.pipeline.encoder import EncodedSpan, Encoder, QueuedSpan
     from mackerel_otel_server.pipeline.exporter import Exporter
     from mackerel_otel_server.pipeline.journal import Journal
@@ -546,11 +548,19 @@ class Sender:
             if answer.keep:
                 # Nothing is lost by another attempt, so this one need not be rare.
                 self._paused_until = self._adopt_from = time.monotonic() + answer.pause
-        if answer is None or answer.keep or answer.pause:
-            self._adopted = None
-            adopted.close()
-            if answer is None and self._adopter is not None and self._stop_by is None:
-                self._adopted = self._adopter.next()
+        if answer is None or is_kept(answer):
+            self._take_another(adopted, answer)
+
+    def _take_another(self, adopted: LeftBehind, answer: Answer | None) -> None:
+        """Let go of a file of which nothing is left, or whose spans were not taken."""
+        self._adopted = None
+        adopted.close()
+        if self._adopter is None or self._stop_by is not None:
+            return
+        if answer is None:
+            self._adopted = self._adopter.next()
+        elif not answer.keep:
+            self._adopter.put_off(adopted)
 
     def _try_to_send(self, *, drain: bool) -> None:
         try:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import secrets
+import shlex
 import stat
 import tempfile
 import time
@@ -70,7 +71,7 @@ class Spool:
 
     def _path_of(self, user: int) -> str:
         if self._path is None or self._path[0] != user:
-            self._path = user, self._setting or f"{_above()}/mackerel-otel-{user}"
+            self._path = user, self._setting or f"{_above()}/{default_name(user)}"
         return self._path[1]
 
     @contextmanager
@@ -90,11 +91,8 @@ class Spool:
                     errno.EPERM, f"it belongs to user {state.st_uid}, and this process to user {user}", path
                 )
             if state.st_mode & 0o077:
-                raise PermissionError(
-                    errno.EPERM,
-                    f"others may use it (mode {stat.S_IMODE(state.st_mode):o}); type chmod 700 {path}",
-                    path,
-                )
+                seen = f"others may use it (mode {stat.S_IMODE(state.st_mode):o}); {cure_of_mode(Path(path))}"
+                raise PermissionError(errno.EPERM, seen, path)
             yield folder
         finally:
             os.close(folder)
@@ -158,6 +156,10 @@ class Spool:
         except OSError:
             pass
         return None
+
+    def forget(self, file: int) -> None:
+        """Leave a descriptor alone that the application has closed."""
+        self._held.discard(file)
 
     def release(self, file: int) -> None:
         """Close a file, so that another process can own it."""
@@ -244,9 +246,20 @@ class Spool:
                 total -= left.size
                 count -= 1
         if total + size > FOLDER_BYTES or count >= FILES:
-            raise OSError(
-                errno.ENOSPC, f"its {count} files take {total / 1e6:.0f} MB, of processes that run", str(self.path)
-            )
+            raise OSError(errno.ENOSPC, f"its {count} files take {total / 1e6:.0f} MB", str(self.path))
+
+
+def default_name(user: object) -> str:
+    """Return the name of the folder that a user has by default."""
+    return f"mackerel-otel-{user}"
+
+
+def cure_of_mode(path: Path) -> str:
+    """Return what to type where others may use a folder. A folder with other files in it must stay as it is."""
+    with suppress(OSError):
+        if all(_OURS.fullmatch(file.name) for file in path.iterdir()):
+            return f"type chmod 700 {shlex.quote(str(path))}"
+    return f"set MACKEREL_OTEL_SPOOL to a folder that only this user needs, such as {path / 'journal'}"
 
 
 def _above() -> str:

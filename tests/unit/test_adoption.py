@@ -98,6 +98,7 @@ def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mackerel_otel_server.pipeline.exporter._FIRST_BACKOFF", 0.02)
     monkeypatch.setattr("mackerel_otel_server.pipeline.exporter._LONGEST_BACKOFF", 0.05)
     monkeypatch.setattr("mackerel_otel_server.pipeline.sender.PROBE_SECONDS", 0.2)
+    monkeypatch.setattr("mackerel_otel_server.pipeline.adoption.PROBE_SECONDS", 0.2)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -267,6 +268,19 @@ def test_a_key_that_is_refused_leaves_the_files_where_they_are(process: Make, fo
         process(far_end.url)
         wait_until(lambda: len(far_end.requests) > 1)
         assert [path.read_bytes() for path in folder.iterdir()] == before
+
+
+@pytest.mark.parametrize("status", [302, 400, 404])
+def test_files_outlive_what_stands_before_the_far_end_for_a_while(process: Make, folder: Path, status: int) -> None:
+    """A proxy answers 404 during a deployment, say, and no worker may give up what others have left for that."""
+    with FaultServer(Step(status), Step(status), accepted()) as far_end:
+        first = leave_behind(folder, understood(far_end.url), pid=1111, age=10)
+        second = leave_behind(folder, understood(far_end.url), pid=2222)
+        process(far_end.url)
+        wait_until(lambda: is_empty(folder))
+        assert set(far_end.span_ids) == {*first, *second}
+        # Two were refused, and each file was taken once.
+        assert len(far_end.requests) == 4
 
 
 def test_what_the_far_end_rejects_is_lost_and_counted(

@@ -265,6 +265,8 @@ def as_user(number: int, command: str) -> str:
 
 def _reason(path: Path, error: OSError, command: str) -> tuple[str, str]:
     """Return what is wrong with the folder and what to type; empty texts where it is only not there yet."""
+    from mackerel_otel_server.pipeline.spool import cure_of_mode, default_name
+
     me = os.geteuid()
     state = _state(path)
     if state is None:
@@ -276,10 +278,11 @@ def _reason(path: Path, error: OSError, command: str) -> tuple[str, str]:
         return f"{path} is no folder", _elsewhere()
     if state.st_uid != me:
         seen = f"{path} belongs to user {user(state.st_uid)}, and this command runs as user {user(me)}"
-        return seen, as_user(state.st_uid, command)
+        # With this user's number in its name, the folder was made by somebody who wants to have what is written there.
+        return seen, _elsewhere() if path.name == default_name(me) else as_user(state.st_uid, command)
     if stat.S_IMODE(state.st_mode) & 0o077:
         seen = f"others may use {path} (mode {stat.S_IMODE(state.st_mode):o})"
-        return seen, f"chmod 700 {shlex.quote(str(path))}"
+        return seen, cure_of_mode(path).removeprefix("type ")
     return f"{path} cannot be opened ({error.strerror or error})", _elsewhere()
 
 
