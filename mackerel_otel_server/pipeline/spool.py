@@ -282,7 +282,7 @@ def _open(path: str) -> int:
         return os.open(path, _FOLDER)
     except NotADirectoryError as error:
         if Path(path).is_symlink():
-            seen = f"it is a symbolic link; name what it leads to, {Path(path).readlink()}"
+            seen = f"it is a symbolic link; name what it leads to, {os.path.realpath(path)}"
             raise NotADirectoryError(errno.ENOTDIR, seen, path) from error
         raise
 

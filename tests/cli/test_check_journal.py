@@ -129,6 +129,17 @@ def _link(spool: Path) -> str:
     return "is a symbolic link, which is not followed"
 
 
+def _relative_link(spool: Path) -> str:
+    spool.with_name("real").mkdir(mode=0o700)
+    spool.symlink_to("real")
+    return f"set MACKEREL_OTEL_SPOOL to what it leads to, {spool.with_name('real')}"
+
+
+def _link_to_itself(spool: Path) -> str:
+    spool.symlink_to(spool)
+    return "is a symbolic link, which is not followed"
+
+
 def _file(spool: Path) -> str:
     spool.touch()
     return f"{spool} is no folder"
@@ -137,7 +148,17 @@ def _file(spool: Path) -> str:
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 
 
-@pytest.mark.parametrize("spoil", [_too_wide, pytest.param(_of_another_user, marks=needs_root), _link, _file])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _too_wide,
+        pytest.param(_of_another_user, marks=needs_root),
+        _link,
+        _relative_link,
+        _link_to_itself,
+        _file,
+    ],
+)
 def test_a_folder_that_cannot_be_used_is_a_warning(check: Check, spool: Path, spoil: Callable[[Path], str]) -> None:
     words = spoil(spool)
     result = check(MACKEREL_OTEL_SPOOL=str(spool))
@@ -147,6 +168,12 @@ def test_a_folder_that_cannot_be_used_is_a_warning(check: Check, spool: Path, sp
 def test_a_missing_parent_is_a_warning(check: Check, spool: Path) -> None:
     result = check(MACKEREL_OTEL_SPOOL=str(spool / "deeper"))
     result.has("WARN", f"{spool} is no folder, so no worker can make deeper in it", "install -d -m 700", str(spool))
+
+
+def test_a_parent_that_is_a_link_to_itself_is_a_warning(check: Check, spool: Path) -> None:
+    spool.symlink_to(spool)
+    result = check(MACKEREL_OTEL_SPOOL=str(spool / "deeper"))
+    result.has("WARN", f"{spool} is a symbolic link that leads nowhere", "to a folder that user ")
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["there", "to be made"])

@@ -22,7 +22,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from mackerel_otel_server.pipeline.adoption import Adopter
+from mackerel_otel_server.pipeline import connection
+from mackerel_otel_server.pipeline.adoption import Adopter, LeftBehind
 from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.pipeline.exporter import Exporter
 from mackerel_otel_server.pipeline.fingerprint import Destination
@@ -433,6 +434,71 @@ def test_an_end_before_it_was_sent_leaves_it_to_the_next(process: Make, folder: 
         process(far_end.url)
         wait_until(lambda: is_empty(folder))
         assert Counter(far_end.span_ids) == dict.fromkeys(left, 2)
+
+
+def test_what_others_left_and_has_no_answer_is_no_loss_of_this_process(process: Make, folder: Path) -> None:
+    with FaultServer(Step(act=never)) as far_end:
+        leave_behind(folder, understood(far_end.url))
+        adopter = process(far_end.url)
+        wait_until(lambda: adopter.sender._book.exporter.unanswered == 3)  # noqa: SLF001 - nothing else tells
+        assert adopter.sender.counts().unanswered == 0
+        adopter.sender.stop(0)
+        counts = adopter.sender.counts()
+    assert (counts.finished, counts.unanswered, counts.queued, counts.lost) == (0, 0, 0, {})
+
+
+def test_what_others_left_and_is_sent_during_the_stop_is_not_sent_again(
+    process: Make, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    connect = connection._connect  # noqa: SLF001 - as a name server that answers late
+
+    def waits(address: tuple[str, int], limit: float) -> socket.socket:
+        begun.set()
+        go_on.wait(DEADLINE)
+        return connect(address, limit)
+
+    def goes_on(_timeout: float) -> None:
+        go_on.set()
+        wait_until(lambda: sender._book.exporter.unanswered)  # noqa: SLF001 - nothing else tells
+
+    monkeypatch.setattr(connection, "_connect", waits)
+    with FaultServer(Step(act=never)) as far_end:
+        leave_behind(folder, understood(far_end.url))
+        sender = process(far_end.url).sender
+        assert begun.wait(DEADLINE)
+        # What stop() does first after its look at what is being sent.
+        monkeypatch.setattr(sender, "rescue", goes_on)
+        sender.stop(0.1)
+        assert is_empty(folder)
+        assert len(far_end.span_ids) == 3
+    assert "lost 3 spans that worker 4711 left behind (unconfirmed 3)" in caplog.messages
+
+
+def test_what_is_found_during_the_stop_stays_and_holds_no_own_span_up(
+    process: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, go_on = threading.Event(), threading.Event()
+    find = Adopter.next
+
+    def finds(adopter: Adopter) -> LeftBehind | None:
+        looking.set()
+        go_on.wait(DEADLINE)
+        return find(adopter)
+
+    monkeypatch.setattr(Adopter, "next", finds)
+    with FaultServer() as far_end:
+        left = leave_behind(folder, understood(far_end.url))
+        adopter = process(far_end.url)
+        assert looking.wait(DEADLINE)
+        own = adopter.work()
+        # stop() calls this when it has said that it is the end.
+        monkeypatch.setattr(adopter.sender._book.exporter, "wake", go_on.set)  # noqa: SLF001 - in the middle of stop()
+        assert adopter.sender.stop(DEADLINE)
+        assert far_end.span_ids == [own]
+        process(far_end.url)
+        wait_until(lambda: is_empty(folder))
+        assert Counter(far_end.span_ids) == dict.fromkeys([own, *left], 1)
 
 
 def test_a_root_span_is_in_the_journal_when_its_end_returns_whatever_other_threads_do(

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -596,3 +597,67 @@ def test_where_other_processes_take_all_the_room_one_line_says_so(
     assert texts(folder) == ["room"]
     assert f"deleted 50 spans that worker {os.getpid()} left behind" in caplog.text
     assert "because the folder is full" in caplog.text
+
+
+def test_where_no_folder_for_temporary_files_can_be_used_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_folder(*_: object) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(spool_module, "_MEMORY", tmp_path / "is not there")
+    monkeypatch.setattr(tempfile, "gettempdir", no_folder)
+    monkeypatch.setattr(spool_module, "_open_or_make", no_folder)
+    monkeypatch.setattr(spool_module, "_open", no_folder)
+    settings = read({"MACKEREL_APIKEY": "the-key", "OTEL_SERVICE_NAME": "shop"})
+    journal = Journal(Spool(""), Encoder(Resource({})), lambda: Destination(settings, "the-key"), 1)
+    assert [journal.write(*span("a")), journal.write(*span("b"))] == [None, None]
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "cannot be written (No usable temporary directory found)" in line
+
+
+def test_a_journal_that_has_failed_does_not_work_until_a_file_was_opened(
+    journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert journal.works
+    folder.write_text("no folder")
+    assert journal.write(*span("a")) is None
+    assert not journal.works
+    # The time for another try has come, and nobody has tried.
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 61)
+    assert not journal.works
+    folder.unlink()
+    write(journal, "b")
+    assert journal.works
+
+
+def test_a_record_is_not_written_into_a_file_that_two_threads_retire_at_once(journal: Journal, folder: Path) -> None:
+    """One of them finds a record that is just being taken back, and opens the file again; the other one removes it."""
+    segment, number = write(journal, "settled already")
+
+    class Numbers(set[int]):
+        def __le__(self, other: object) -> bool:
+            """Hold each thread up after its look."""
+            is_subset = set(self) <= other  # type: ignore[operator]
+            if not looks:
+                looks.append("first")
+                self.clear()
+                second.start()
+                while len(looks) == 1 and second.is_alive():
+                    second.join(0.01)
+            elif len(looks) == 1:
+                looks.append("second")
+                first.join()
+                write(journal, "at the same moment")
+            return bool(is_subset)
+
+    looks: list[str] = []
+    segment.open = Numbers({number})  # type: ignore[misc]
+    first, second = threading.Thread(target=journal.close), threading.Thread(target=journal.close)
+    first.start()
+    first.join()
+    second.join()
+    if len(looks) == 1:
+        # The second thread did not even look.
+        write(journal, "at the same moment")
+    assert "at the same moment" in texts(folder)

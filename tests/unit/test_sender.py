@@ -6,11 +6,14 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +21,14 @@ from fault_server import FaultServer, Step, accepted, never, refused, reset
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.trace import SpanContext, Status, StatusCode
+from opentelemetry.trace import SpanContext, Status, StatusCode, set_span_in_context
 
 from mackerel_otel_server.cli.receiver.endpoint import Receiver
-from mackerel_otel_server.pipeline import answer, oversized_spans
+from mackerel_otel_server.pipeline import answer, connection, journal_file, oversized_spans
 from mackerel_otel_server.pipeline.encoder import Encoder
 from mackerel_otel_server.pipeline.exporter import Exporter
+from mackerel_otel_server.pipeline.fingerprint import Destination
+from mackerel_otel_server.pipeline.journal import Journal
 from mackerel_otel_server.pipeline.sender import (
     AFTER_A_FAILURE,
     AFTER_FAILED_ATTEMPT,
@@ -33,6 +38,7 @@ from mackerel_otel_server.pipeline.sender import (
     TOO_LATE,
     Sender,
 )
+from mackerel_otel_server.pipeline.spool import Spool
 from mackerel_otel_server.process.log import log
 from mackerel_otel_server.settings import read
 
@@ -42,7 +48,7 @@ DEADLINE = 20.0
 class Worker(SpanProcessor):
     """A tracer whose spans go to a sender, as in a server's worker."""
 
-    def __init__(self, url: str, key: str = "the-key", **variables: str) -> None:
+    def __init__(self, url: str, key: str = "the-key", folder: Path | None = None, **variables: str) -> None:
         self.new_key: str | None = None
         settings = read(
             {
@@ -54,7 +60,10 @@ class Worker(SpanProcessor):
             }
         )
         provider = TracerProvider(resource=Resource({}), shutdown_on_exit=False)
-        self.sender = Sender(settings, Encoder(provider.resource), Exporter(settings), lambda: self.new_key)
+        encoder, exporter = Encoder(provider.resource), Exporter(settings)
+        self.folder = folder
+        self.journal = Journal(Spool(str(folder)), encoder, exporter.destination, 1) if folder else None
+        self.sender = Sender(settings, encoder, exporter, lambda: self.new_key, self.journal)
         provider.add_span_processor(self)
         self.tracer = provider.get_tracer("test")
 
@@ -64,6 +73,11 @@ class Worker(SpanProcessor):
     def work(self, spans: int, **attributes: str) -> None:
         for _ in range(spans):
             self.tracer.start_span("work", attributes=attributes).end()
+
+    def in_journal(self) -> int:
+        """Return how many spans another process would send if this one ended now."""
+        assert self.folder is not None
+        return sum(len(journal_file.read(path.read_bytes())) for path in self.folder.iterdir())
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + DEADLINE
@@ -86,6 +100,38 @@ def worker() -> Iterator[Make]:
     yield make
     for each in made:
         each.sender.stop(0)
+
+
+@pytest.fixture
+def journalled(tmp_path: Path) -> Iterator[Make]:
+    """Likewise, with a journal, and a thread that sends when it is told to."""
+    made: list[Worker] = []
+
+    def make(url: str, **variables: str) -> Worker:
+        variables.setdefault("OTEL_BSP_SCHEDULE_DELAY", "60000")
+        made.append(Worker(url, folder=tmp_path / "spool", **variables))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.sender.stop(0)
+        each.sender.leave_journal_to_parent()
+
+
+@pytest.fixture
+def connecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Two events: a thread begins to connect; and it may go on."""
+    begun, go_on = threading.Event(), threading.Event()
+    connect = connection._connect  # noqa: SLF001 - as a name server that answers late
+
+    def waits(address: tuple[str, int], limit: float) -> socket.socket:
+        begun.set()
+        go_on.wait(DEADLINE)
+        return connect(address, limit)
+
+    monkeypatch.setattr(connection, "_connect", waits)
+    yield begun, go_on
+    go_on.set()
 
 
 @pytest.fixture(autouse=True)
@@ -567,3 +613,258 @@ def test_the_counts_can_be_read_while_new_reasons_are_noted(worker: Make, closed
         done.set()
         thread.join()
         sys.setswitchinterval(before)
+
+
+def test_what_was_being_connected_for_at_the_stop_and_is_taken_later_is_not_sent_again(
+    journalled: Make, connecting: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, go_on = connecting
+    with FaultServer() as server:
+        process = journalled(server.url, OTEL_BSP_SCHEDULE_DELAY="50")
+        process.work(3)
+        assert begun.wait(DEADLINE)
+        assert not process.sender.stop(0)
+        assert (process.sender.counts().left, process.in_journal()) == (3, 3)
+        go_on.set()
+        process.wait_until(lambda: process.sender._has_ended)  # noqa: SLF001 - nothing else tells
+        assert len(server.span_ids) == 3
+        assert process.in_journal() == 0
+    assert process.sender.counts().left == 3
+
+
+def test_a_batch_that_is_in_the_journal_in_part_is_left_in_part(
+    journalled: Make, connecting: tuple[threading.Event, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, _ = connecting
+    process = journalled("http://127.0.0.1:9/v1/traces", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="3")
+    process.work(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(process.journal, "write", lambda *_: None)
+        process.work(1)
+    process.work(1)
+    assert begun.wait(DEADLINE)
+    process.sender.stop(0)
+    counts = process.sender.counts()
+    assert (counts.left, counts.lost, counts.queued, process.in_journal()) == (2, {NOT_IN_TIME: 1}, 0, 2)
+
+
+def test_a_batch_that_is_in_the_journal_in_part_and_has_no_answer_is_not_sent_again(
+    journalled: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultServer(Step(act=never)) as server:
+        process = journalled(server.url, OTEL_BSP_MAX_EXPORT_BATCH_SIZE="3")
+        process.work(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(process.journal, "write", lambda *_: None)
+            process.work(1)
+        process.work(1)
+        process.wait_until(lambda: process.sender.counts().unanswered)
+        process.sender.stop(0)
+        counts = process.sender.counts()
+        assert (counts.unanswered, counts.queued, counts.left, counts.lost) == (3, 3, 0, {})
+        assert process.in_journal() == 0
+
+
+@pytest.fixture
+def interrupted_rescue(journalled: Make) -> Iterator[tuple[Worker, FaultServer]]:
+    """A worker that has sent three spans with rescue(), which an exit has ended before the answer came."""
+
+    def interrupts(server: FaultServer, _sock: socket.socket) -> None:
+        process.wait_until(lambda: process.sender.counts().unanswered)
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGUSR1)
+        server.stopping.wait()
+
+    def leave(_number: int, _frame: object) -> None:
+        process.work(1)
+        sys.exit(0)
+
+    with FaultServer(Step(act=interrupts), accepted()) as server:
+        process = journalled(server.url)
+        process.work(3)
+        before = signal.signal(signal.SIGUSR1, leave)
+        try:
+            with pytest.raises(SystemExit):
+                process.sender.rescue(DEADLINE)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        yield process, server
+
+
+def test_what_a_rescue_had_sent_when_an_exit_ended_it_is_not_sent_again(
+    interrupted_rescue: tuple[Worker, FaultServer],
+) -> None:
+    process, server = interrupted_rescue
+    assert not process.sender.stop(DEADLINE)
+    counts = process.sender.counts()
+    assert (counts.finished, counts.delivered, counts.unanswered, counts.queued, counts.left) == (4, 1, 3, 3, 0)
+    assert process.in_journal() == 0
+    assert len(set(server.span_ids)) == len(server.span_ids) == 4
+
+
+def test_a_rescue_after_one_that_an_exit_has_ended_counts_its_spans_as_unconfirmed(
+    interrupted_rescue: tuple[Worker, FaultServer],
+) -> None:
+    process, server = interrupted_rescue
+    process.sender.rescue(DEADLINE)
+    assert not process.sender.stop(DEADLINE)
+    counts = process.sender.counts()
+    assert (counts.finished, counts.delivered, counts.queued, counts.left) == (4, 1, 0, 0)
+    assert counts.lost == {"unconfirmed": 3}
+    assert process.in_journal() == 0
+    assert len(set(server.span_ids)) == len(server.span_ids) == 4
+
+
+def test_after_a_new_key_was_read_the_next_record_is_in_a_file_for_the_new_key(
+    journalled: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer, "PROBE_SECONDS", 0.05)
+    with Receiver(api_key="new-key") as receiver:
+        process = journalled(receiver.url, key="old-key")
+        process.new_key = "new-key"
+        while not process.sender.counts().delivered:
+            process.work(1)
+            assert process.sender.flush(DEADLINE)
+        process.work(3)
+        assert process.folder is not None
+        found = [journal_file.read(path.read_bytes()) for path in process.folder.iterdir()]
+        settings = read({"MACKEREL_OTEL_ENDPOINT": receiver.url, "MACKEREL_APIKEY": "any", "OTEL_SERVICE_NAME": "shop"})
+        new = Destination(settings, "new-key")
+        assert [(len(contents), new.is_of(contents.about)) for contents in found if contents.spans] == [(3, True)]
+
+
+@pytest.mark.parametrize("interrupted", ["encode", "encode_known"])
+def test_an_exit_while_a_request_ends_loses_neither_its_span_nor_its_children(
+    journalled: Make, monkeypatch: pytest.MonkeyPatch, interrupted: str
+) -> None:
+    def leave(_span: ReadableSpan) -> None:
+        raise SystemExit
+
+    with FaultServer() as server:
+        process = journalled(server.url)
+        request = process.tracer.start_span("request")
+        for _ in range(3):
+            process.tracer.start_span("child", context=set_span_in_context(request)).end()
+        with monkeypatch.context() as patch:
+            patch.setattr(process.sender._encoder, interrupted, leave)  # noqa: SLF001 - a handler may do so there
+            with pytest.raises(SystemExit):
+                request.end()
+        assert process.sender.stop(DEADLINE), process.sender.counts()
+        assert len(set(server.span_ids)) == len(server.span_ids) == 4
+
+
+def test_an_exit_in_the_last_step_of_stop_leaves_every_span_in_the_counts(
+    journalled: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(deque[Any]):
+        def popleft(self) -> Any:
+            """Raise an exit when three of five spans are left."""
+            if len(self) == 3 and not raised:
+                raised.append(True)
+                raise SystemExit
+            return super().popleft()
+
+    raised: list[bool] = []
+    process = journalled("http://127.0.0.1:9/v1/traces")
+    process.work(5)
+    # The thread ends meanwhile, as far as it wants.
+    monkeypatch.setattr(process.sender, "_queue", Interrupted(process.sender._queue))  # noqa: SLF001 - one step of it
+    with pytest.raises(SystemExit):
+        process.sender.stop(0)
+    process.sender.stop(0)
+    counts = process.sender.counts()
+    assert (counts.finished, counts.left, counts.queued, counts.lost) == (5, 5, 0, {})
+    assert process.in_journal() == 5
+
+
+def test_a_span_that_is_left_while_the_counts_are_read_makes_none_of_them_negative(
+    journalled: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = journalled("http://127.0.0.1:9/v1/traces")
+    process.sender.stop(0)
+    finished = process.sender._finished  # noqa: SLF001 - between two steps of counts()
+    value = finished.value
+
+    def ends_meanwhile() -> int:
+        number = value()
+        monkeypatch.undo()
+        process.work(1)
+        return number
+
+    monkeypatch.setattr(finished, "value", ends_meanwhile)
+    assert process.sender.counts().queued == 0
+    counts = process.sender.counts()
+    assert (counts.finished, counts.left, counts.queued) == (1, 1, 0)
+
+
+def test_a_record_has_no_more_spans_than_a_batch_and_is_settled_as_a_whole(journalled: Make) -> None:
+    with FaultServer(Step(act=never)) as server:
+        process = journalled(server.url, OTEL_BSP_MAX_EXPORT_BATCH_SIZE="4")
+        request = process.tracer.start_span("request")
+        spans = [process.tracer.start_span("child", context=set_span_in_context(request)) for _ in range(9)]
+        ended = process.sender._ended  # noqa: SLF001 - threads that meet can leave so many, a test cannot
+        for span in spans[:8]:
+            ended.append(span)  # type: ignore[arg-type]
+            process.sender._finished.add()  # noqa: SLF001 - likewise
+        flushing = threading.Thread(target=process.sender.flush, args=(DEADLINE,))
+        flushing.start()
+        process.wait_until(lambda: process.sender.counts().unanswered)
+        process.sender.stop(0)
+        flushing.join(DEADLINE)
+        counts = process.sender.counts()
+        assert (counts.unanswered, counts.left, process.in_journal()) == (4, 4, 4)
+
+
+def test_spans_that_only_the_slower_encoder_knows_wake_the_thread_too(
+    journalled: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_span: ReadableSpan) -> None:
+        raise AttributeError
+
+    with FaultServer() as server:
+        process = journalled(server.url, OTEL_BSP_MAX_EXPORT_BATCH_SIZE="10")
+        monkeypatch.setattr(process.sender._encoder, "encode_known", fail)  # noqa: SLF001 - as with an unknown SDK
+        process.work(10)
+        process.wait_until(lambda: process.sender.counts().delivered == 10)
+
+
+INTERRUPTED_GREENLET = """
+from gevent import monkey
+monkey.patch_all()
+import sys, time
+sys.path[:0] = sys.argv[1].split(":")
+from pathlib import Path
+from test_sender import Worker
+process = Worker("http://127.0.0.1:9/v1/traces", folder=Path(sys.argv[2]))
+sender = process.sender
+take = sender._take_together
+def interrupted(size):
+    sender._take_together = take
+    process.work(1)
+    sender.rescue(0.3)
+    print("the handler has returned", flush=True)
+    return take(size)
+sender._take_together = interrupted
+process.work(1)
+deadline = time.monotonic() + 20
+while sender._take_together is interrupted and time.monotonic() < deadline:
+    time.sleep(0.01)
+sender.stop(0)
+print(sender.counts().left)
+"""
+
+
+def test_a_rescue_by_a_signal_handler_that_has_interrupted_the_senders_greenlet_ends(
+    tmp_path: Path, need: Callable[[str], None]
+) -> None:
+    need("gevent")
+    support = Path(__file__).parents[1] / "support"
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_GREENLET, f"{Path(__file__).parent}:{support}", tmp_path / "spool"],
+        capture_output=True,
+        text=True,
+        timeout=2 * DEADLINE,
+        check=False,
+    )
+    assert result.stdout == "the handler has returned\n2\n", result.stderr

@@ -131,6 +131,24 @@ def test_a_link_that_leads_nowhere_is_no_folder(spool: Spool, folder: Path, tmp_
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("below", [".", "spool"], ids=["the folder", "what is above it"])
+def test_a_link_that_leads_to_itself_is_no_folder(folder: Path, below: str) -> None:
+    folder.symlink_to(folder)
+    spool = Spool(str(folder / below))
+    with pytest.raises(OSError, match="symbolic link"):
+        spool.create(b"")
+    settings = read({"MACKEREL_APIKEY": "the-key", "OTEL_SERVICE_NAME": "shop"})
+    assert Adopter(spool, lambda: Destination(settings, "the-key")).next() is None
+    assert spool.take(f"{'0' * 16}.journal") is None
+    spool.remove(f"{'0' * 16}.journal", -1)
+
+
+def test_of_a_relative_link_it_is_said_where_it_leads_to(spool: Spool, folder: Path) -> None:
+    folder.symlink_to("elsewhere")
+    with pytest.raises(NotADirectoryError, match=f"name what it leads to, {folder.with_name('elsewhere')}"):
+        spool.create(b"")
+
+
 def test_a_file_is_no_folder(spool: Spool, folder: Path) -> None:
     folder.write_text("")
     with pytest.raises(NotADirectoryError):

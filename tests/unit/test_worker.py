@@ -197,6 +197,19 @@ assert (worker.stats()["left"], worker.stats()["lost"]) == (1, {})
     assert "after shutdown" not in log, log
 
 
+def test_what_threads_serve_after_the_stop_and_nothing_can_keep_is_reported_once(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    script = """
+assert worker.start()
+assert worker.stop(others_serve=True)
+span("late")
+assert not worker.stop() and not worker.stop()
+"""
+    log = run(tmp_path, TRACED + script, environment(receiver, MACKEREL_OTEL_SPOOL="none"))
+    assert log.count("lost 1 spans that ended after shutdown") == log.count("after shutdown") == 1, log
+
+
 def test_a_process_that_never_started_has_nothing_to_stop_or_report(tmp_path: Path) -> None:
     script = """
 from mackerel_otel_server.tracing.requests.killed import Killing

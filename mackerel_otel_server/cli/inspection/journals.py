@@ -273,7 +273,7 @@ def _reason(path: Path, error: OSError, command: str) -> tuple[str, str]:
         return _reason_above(path, error, command)
     if not stat.S_ISDIR(state.st_mode):
         if stat.S_ISLNK(state.st_mode):
-            cure = f"set MACKEREL_OTEL_SPOOL to what it leads to, {path.readlink()}"
+            cure = f"set MACKEREL_OTEL_SPOOL to what it leads to, {os.path.realpath(path)}"
             return f"{path} is a symbolic link, which is not followed", cure
         return f"{path} is no folder", _elsewhere()
     if state.st_uid != me:
