@@ -102,6 +102,8 @@ class LeftBehind:
             # give_up() has settled them meanwhile, and has let go of the file.
             self._is_given_up = True
             return answer
+        finally:
+            exporter.conclude()
         left = len(spans) - answer.accepted - answer.rejected
         self.delivered += answer.accepted
         if answer.rejected:

@@ -43,7 +43,8 @@ class Connection:
         settings: Endpoint, proxy, certificates. Nothing is opened and no file is read yet.
 
     Attributes:
-        awaits_answer: Whether a request was sent completely and its answer has not come.
+        awaits_answer: Whether a request was sent completely, and nobody has said yet what became of it. After an exit
+            that a signal handler has raised, nobody knows it.
         date: What the last answer said the time is, as in its header field.
     """
 
@@ -146,7 +147,6 @@ class Connection:
     def _exchange(self, stream: _Stream, request: memoryview) -> Response:
         sent = False
         keep = False
-        ends = False
         self.awaits_answer = False
         try:
             with _faults(""):
@@ -162,16 +162,11 @@ class Connection:
             read, whole = _body(response, stream)
             keep = whole and sent and not response.will_close
             self.date = response.headers.get("Date")
-            ends = True
             return Response(response.status, response.reason, cast("Mapping[str, str]", response.headers), read, whole)
-        except Exception as error:
-            ends = True
-            if isinstance(error, Fault):
-                error.sent = sent and not error.unread
+        except Fault as fault:
+            fault.sent = sent and not fault.unread
             raise
         finally:
-            # After an exit that a signal handler has raised, nobody waits for the answer, and nobody knows it.
-            self.awaits_answer = self.awaits_answer and not ends
             self._idle_since = time.monotonic()
             if not keep:
                 self.close()

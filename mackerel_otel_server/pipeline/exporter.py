@@ -100,8 +100,12 @@ class Exporter:
 
     @property
     def unanswered(self) -> int:
-        """The number of spans in a request that was sent and has no answer yet."""
+        """The number of spans in a request that was sent, until conclude() or an answer after which they are kept."""
         return self._spans if self._connection.awaits_answer else 0
+
+    def conclude(self) -> None:
+        """Say that the caller of export() has counted the spans as the answer says."""
+        self._connection.awaits_answer = False
 
     @property
     def is_failing(self) -> bool:
@@ -143,6 +147,7 @@ class Exporter:
             if not answer.keep:
                 self._failures = 0
                 return answer
+            self._connection.awaits_answer = False
             pause = max(answer.pause, self._backoff(answer.cause))
             answer = replace(answer, pause=pause)
             too_late = time.monotonic() + pause + _LEAST_SECONDS > deadline

@@ -432,6 +432,7 @@ class Sender:
         self._give_up_what_is_under_way(book)
         with suppress(IndexError):
             book.lost["unconfirmed"] += len(book.under_way.pop())
+        book.exporter.conclude()
 
     def _books(self) -> list[_Book]:
         return [self._book] if self._rescue is None else [self._book, self._rescue]
@@ -632,6 +633,8 @@ class Sender:
             if not answer.keep:
                 self._settle(batch)
             return False
+        finally:
+            book.exporter.conclude()
         # If the endpoint took spans, the attempt has not failed, whatever else the answer said.
         self._last_failed = answer.cause is not None and not answer.accepted
         book.delivered += answer.accepted

@@ -468,8 +468,9 @@ def test_what_others_left_and_is_sent_during_the_stop_is_not_sent_again(
         sender = process(far_end.url).sender
         assert begun.wait(DEADLINE)
         # What stop() does first after its look at what is being sent.
-        monkeypatch.setattr(sender, "rescue", goes_on)
-        sender.stop(0.1)
+        with monkeypatch.context() as patch:
+            patch.setattr(sender, "rescue", goes_on)
+            sender.stop(0.1)
         assert is_empty(folder)
         assert len(far_end.span_ids) == 3
     assert "lost 3 spans that worker 4711 left behind (unconfirmed 3)" in caplog.messages

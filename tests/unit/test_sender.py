@@ -93,8 +93,8 @@ Make = Callable[..., Worker]
 def worker() -> Iterator[Make]:
     made: list[Worker] = []
 
-    def make(url: str, **variables: str) -> Worker:
-        made.append(Worker(url, **variables))
+    def make(url: str, key: str = "the-key", **variables: str) -> Worker:
+        made.append(Worker(url, key, None, **variables))
         return made[-1]
 
     yield make
@@ -107,9 +107,9 @@ def journalled(tmp_path: Path) -> Iterator[Make]:
     """Likewise, with a journal, and a thread that sends when it is told to."""
     made: list[Worker] = []
 
-    def make(url: str, **variables: str) -> Worker:
+    def make(url: str, key: str = "the-key", **variables: str) -> Worker:
         variables.setdefault("OTEL_BSP_SCHEDULE_DELAY", "60000")
-        made.append(Worker(url, folder=tmp_path / "spool", **variables))
+        made.append(Worker(url, key, tmp_path / "spool", **variables))
         return made[-1]
 
     yield make
@@ -630,6 +630,32 @@ def test_what_was_being_connected_for_at_the_stop_and_is_taken_later_is_not_sent
         assert len(server.span_ids) == 3
         assert process.in_journal() == 0
     assert process.sender.counts().left == 3
+
+
+def test_what_is_answered_while_stop_gives_up_is_booked_as_the_answer_says(
+    journalled: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread has the answer, and has not counted it yet."""
+    answered, go_on = threading.Event(), threading.Event()
+    export = Exporter.export
+
+    def waits(exporter: Exporter, body: bytes, spans: int, deadline: float) -> answer.Answer:
+        result = export(exporter, body, spans, deadline)
+        answered.set()
+        go_on.wait(DEADLINE)
+        return result
+
+    monkeypatch.setattr(Exporter, "export", waits)
+    with FaultServer() as server:
+        process = journalled(server.url, OTEL_BSP_SCHEDULE_DELAY="50")
+        process.work(3)
+        assert answered.wait(DEADLINE)
+        process.sender.stop(0)
+        assert process.in_journal() == 0
+        assert (process.sender.counts().unanswered, process.sender.counts().left) == (3, 0)
+        go_on.set()
+        process.wait_until(lambda: process.sender.counts().delivered == 3)
+        assert process.sender.counts().queued == 0
 
 
 def test_a_batch_that_is_in_the_journal_in_part_is_left_in_part(
