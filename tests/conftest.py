@@ -32,6 +32,12 @@ for _number, _action in ((signal.SIGINT, signal.default_int_handler), (signal.SI
         signal.signal(_number, _action)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _spool_of_wider_fixtures(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give what is made for several tests a folder for the journals."""
+    os.environ["MACKEREL_OTEL_SPOOL"] = str(tmp_path_factory.mktemp("wider") / "spool")
+
+
 @pytest.fixture(autouse=True)
 def _spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test a folder of its own for the journals."""

@@ -120,9 +120,10 @@ def _on_first_request() -> bool:
 
 def _after_fork_of_master() -> None:
     """Prepare a worker of a master that has registered; what is the same for all workers, the first one says once."""
-    if not facts.is_first():
-        worker.leave_reports_to_others(of_settings=False)
-    _after_fork()
+    with Held():
+        if not facts.is_first():
+            worker.leave_reports_to_others(of_settings=False)
+        _prepare()
 
 
 def _after_fork() -> None:

@@ -356,12 +356,25 @@ def test_a_key_file_that_is_gone_at_sighup_is_reported_once(tmp_path: Path, rece
     assert log.count("MACKEREL_APIKEY_FILE='key' cannot be read") == 1, log
 
 
-def test_a_shutdown_timeout_of_zero_sends_nothing_more(tmp_path: Path, receiver: Receiver) -> None:
-    env = environment(receiver, MACKEREL_OTEL_SHUTDOWN_TIMEOUT="0", OTEL_BSP_SCHEDULE_DELAY="60000")
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        (
+            {"MACKEREL_OTEL_SPOOL": "none"},
+            "[WARNING] mackerel_otel_server: sent 0 spans in 0 requests, lost 1 (not sent",
+        ),
+        ({}, "[INFO] mackerel_otel_server: sent 0 spans in 0 requests, lost 0, left 1 in the journal: "),
+    ],
+    ids=["without the journal", "with the journal"],
+)
+def test_a_shutdown_timeout_of_zero_sends_nothing_more(
+    tmp_path: Path, receiver: Receiver, variables: dict[str, str], words: str
+) -> None:
+    env = environment(receiver, MACKEREL_OTEL_SHUTDOWN_TIMEOUT="0", OTEL_BSP_SCHEDULE_DELAY="60000", **variables)
     with gunicorn(tmp_path, env=env, workers=1) as server:
         server.get()
         log = server.stop()
-    assert "[WARNING] mackerel_otel_server: sent 0 spans in 0 requests, lost 1 (not sent in time 1)" in log, log
+    assert words in log, log
     assert receiver.requests == []
 
 

@@ -353,7 +353,7 @@ def test_an_endpoint_that_never_answers_holds_up_term_for_the_shutdown_timeout_a
                 # One more, which waits behind the one that is under way.
                 server.get("/pid")
                 took = stop(server)
-    assert "sent 0 spans in 0 requests, lost 1 (unconfirmed 1), left 1 in the journal, " in server.log, server.log
+    assert "sent 0 spans in 0 requests, lost 1 (unconfirmed 1), left 1 in the journal: " in server.log, server.log
     (file,) = Path(os.environ["MACKEREL_OTEL_SPOOL"]).iterdir()
     assert len(journal_file.read(file.read_bytes())) == 1
     assert took < untouched + 1 + 0.5 + LOADED, server.log

@@ -119,7 +119,7 @@ def test_a_worker_that_leaves_while_its_server_goes_on_waits_for_a_hanging_endpo
     assert took[True] < max(took[False], 1.1) + QUICK + LOADED, (took, log)
     # Nobody knows whether what was sent has arrived. Half a second may be too short on a loaded machine.
     ends = re.findall(
-        r"sent 0 spans in 0 requests, lost (?:\d+ \(unconfirmed \d+\)|0, left \d+ in the journal, .*)\n", log
+        r"sent 0 spans in 0 requests, lost (?:\d+ \(unconfirmed \d+\)|0, left \d+ in the journal: .*)\n", log
     )
     assert len(ends) == leaving, log
 

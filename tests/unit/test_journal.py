@@ -516,7 +516,9 @@ def test_a_fork_in_the_middle_of_a_write_leaves_the_files_to_the_parent(
     script: Callable[..., subprocess.CompletedProcess[str]], folder: Path
 ) -> None:
     result = script("""
-import threading
+import threading, warnings
+# Python 3.12 and newer warn of what is tested here.
+warnings.simplefilter("ignore", DeprecationWarning)
 os.register_at_fork(after_in_child=journal.leave_to_parent)
 children = []
 def handle(*_):
