@@ -109,6 +109,7 @@ def test_what_a_killed_gunicorn_has_left_arrives_with_its_own_resource(
     with gunicorn(tmp_path, env=env, workers=1) as server:
         (pid,) = server.ask_every_worker(1, REQUESTS)
         server.kill()
+        server.wait_for_end_of_session()
     assert receiver.spans == []
     assert list(spool.iterdir())
     done = flush(env)

@@ -578,6 +578,7 @@ def test_what_a_killed_container_has_left_is_sent_when_one_starts_again(tmp_path
     with in_the_container(tmp_path, receiver, {**variables, "OTEL_BSP_SCHEDULE_DELAY": "3600000"}) as server:
         server.ask_every_worker(2, 2)
         server.kill()
+        server.wait_for_end_of_session()
     assert receiver.spans == []
     assert_sent_by_the_next(receiver, server, lambda more: in_the_container(tmp_path, receiver, variables | more))
 
@@ -600,6 +601,7 @@ def test_what_a_killed_service_has_left_is_sent_when_it_starts_again(
     with started({"OTEL_BSP_SCHEDULE_DELAY": "3600000"}) as server:
         server.ask_every_worker(2, 2)
         server.kill()
+        server.wait_for_end_of_session()
     assert receiver.spans == []
     journal = Path(unit.variables(None, d="", t=str(runtime))["MACKEREL_OTEL_SPOOL"])
     assert len(list(journal.iterdir())) == 2
