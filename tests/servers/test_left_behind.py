@@ -179,7 +179,7 @@ def _is_dead(pid: int) -> bool:
     try:
         # A zombie may wait for a parent that does not ask for it.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

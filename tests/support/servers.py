@@ -211,7 +211,7 @@ def _state(pid: int) -> str:
     """Return a process's state, as proc(5) abbreviates it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return "S"
 
 
