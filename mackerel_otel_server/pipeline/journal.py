@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.pipeline import journal_file
+from mackerel_otel_server.pipeline.adoption import say_deleted
 from mackerel_otel_server.pipeline.encoder import scope_fields
 from mackerel_otel_server.process.log import log
 
@@ -344,6 +345,4 @@ class Journal:
 
 
 def _say_deleted(file: int) -> None:
-    from mackerel_otel_server.pipeline import adoption
-
-    adoption.say_deleted(file, "the folder is full")
+    say_deleted(file, "the folder is full")

@@ -23,6 +23,8 @@ def trace(driver: Driver, module: Any) -> None:
         log.info("MACKEREL_OTEL_PARTS=standard: the queries of %s are not traced", driver.name)
         return
     # Django calls sqlite3.dbapi2.connect. The parts of other drivers call each other, and take no wrapped connection.
-    modules: list[Any] = [module, *(sys.modules[name] for name in ("sqlite3.dbapi2",) if driver.module == "sqlite3")]
+    modules: list[Any] = [module]
+    if driver.module == "sqlite3":
+        modules.append(sys.modules["sqlite3.dbapi2"])
     for each in modules:
         trace_integration(each, "connect", driver.system)
