@@ -31,8 +31,9 @@ MOST_READ: Final = FOLDER_BYTES
 """Bytes of one file. A process ends its files long before."""
 _LOST_IN_ANY_CASE: Final = frozenset({Cause.TOO_LARGE, Cause.PARTIAL})
 """Another attempt would get the same answer."""
-_BEING_MADE: Final = 60.0
-"""Seconds after which a hidden file is one that nobody will rename any more."""
+_BEING_MADE: Final = 5.0
+"""Seconds after which a hidden file is one whose process has ended, in all likelihood. A process that only was slow
+makes another file, see Spool.create()."""
 
 
 def is_kept(answer: Answer) -> bool:

@@ -59,8 +59,8 @@ _EMPTY: Final = Column(b"")
 
 EncodedSpan: TypeAlias = "tuple[InstrumentationScope | None, bytes]"
 """A span's scope, and the span as field 2 of ``ScopeSpans`` (tag, length, ``Span``), ready to be joined with others."""
-QueuedSpan: TypeAlias = "tuple[InstrumentationScope | None, bytes, tuple[Any, int] | None]"
-"""The same, and where in the journal it is: ``journal.Place``."""
+QueuedSpan: TypeAlias = "tuple[InstrumentationScope | None, bytes, int | None]"
+"""The same, and the number of its record in the journal."""
 
 
 class Encoder:

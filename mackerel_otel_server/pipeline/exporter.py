@@ -61,6 +61,7 @@ class Exporter:
         self.bytes_sent = 0
         self._settings = settings
         self._key = settings.api_key
+        self._destination = Destination(settings, self._key)
         self._connection = Connection(settings)
         self._complaints = Complaints()
         self._explainer = Explainer(settings.shown_endpoint, has_key=self._key is not None, secrets=self._secrets())
@@ -120,11 +121,12 @@ class Exporter:
         """Use another key from now on. None is ignored, and so is any key where the settings allow none."""
         if self._key is not None and api_key:
             self._key = api_key
+            self._destination = Destination(self._settings, api_key)
             self._explainer.set_secrets(self._secrets())
 
     def destination(self) -> Destination:
         """Return where this sends to at present."""
-        return Destination(self._settings, self._key)
+        return self._destination
 
     def another(self) -> Exporter:
         """Make one for another thread."""

@@ -10,6 +10,7 @@ import _thread
 import errno
 import itertools
 import math
+import operator
 import os
 import secrets
 import time
@@ -38,7 +39,7 @@ _WORTH_REPLACING: Final = 262_144
 """From so many bytes on, a file whose spans are all settled is removed while the process goes on."""
 _BETWEEN_TRIES: Final = 60.0
 """Seconds from a failure to the next try."""
-_TRIES: Final = range(10)
+_TRIES: Final = 10
 """How often a record is tried, if other threads retire the file meanwhile."""
 _BETWEEN_LOOKS: Final = 5.0
 """Seconds from one look at the room in the folder to the next."""
@@ -46,11 +47,13 @@ _LONGEST_WAIT: Final = 1.0
 """Seconds. To open a file takes some microseconds."""
 
 # Names of this module, because the span of each request is written with them.
-_SPANS: Final = bytes((journal_file.SPANS,))
+_BEFORE_SPAN: Final = journal_file.BEFORE_SPAN
 _HEAD_BYTES: Final = journal_file.HEAD_BYTES
-_pack_head: Final = journal_file.pack_head
+_pack_head_and_scope: Final = journal_file.pack_head_and_scope
 _crc32: Final = zlib.crc32
 _write: Final = os.write
+_number_of: Final = operator.itemgetter(2)
+"""Of the record that a queued span is in."""
 
 
 class _Segment:
@@ -60,10 +63,9 @@ class _Segment:
         "file",
         "identity",
         "is_closed",
-        "kept",
+        "last_scope",
         "mark",
         "name",
-        "number",
         "open",
         "scope_number",
         "scopes",
@@ -78,20 +80,21 @@ class _Segment:
         self.mark: Final = mark
         self.written = written
         """Bytes. Two threads at once may make the number a little wrong."""
-        self.number: Final = itertools.count(1).__next__
         self.open: Final[set[int]] = set()
         """The numbers of the records that are not settled."""
         self.is_closed = False
         """Whether no record may be added; see Journal._retire()."""
         self.scope_number: Final = itertools.count().__next__
-        self.scopes: Final[dict[int, bytes]] = {}
-        """The numbers of scopes, as they are written, by the id of the scope."""
-        self.kept: Final[list[Any]] = []
-        """The scopes themselves. The id of an object that is gone may be given to another one."""
+        self.scopes: Final[dict[int, _Scope]] = {}
+        """By the id of the scope. The scope is kept, because the id of an object that is gone may be given to another
+        one."""
+        self.last_scope: _Scope = _NO_SCOPE, b"", 0
+        """That of the span that was written last, because most spans have the same."""
 
 
-Place = tuple[_Segment, int]
-"""Where a span is: the file, and the number of the record."""
+_Scope = tuple[object, bytes, int]
+"""A scope, the bytes before a span of it, and their checksum."""
+_NO_SCOPE: Final = object()
 
 
 class Journal:
@@ -109,6 +112,7 @@ class Journal:
         self._encoder = encoder
         self._destination = destination
         self._pid = pid
+        self._number: Final = itertools.count(1).__next__
         self._segment: _Segment | None = None
         self._segments: set[_Segment] = set()
         # Not of the module threading: gevent may replace those later, and its locks belong to one thread's hub.
@@ -127,8 +131,8 @@ class Journal:
     # One function, because a call for each of the steps would take time.
     def write(  # noqa: C901
         self, scope: InstrumentationScope | None, span: bytes, more: Sequence[EncodedSpan] = ()
-    ) -> Place | None:
-        """Append spans; return where they are, or None where they cannot be written. Never raises.
+    ) -> int | None:
+        """Append spans; return the number of their record, or None where they cannot be written. Never raises.
 
         Any thread and any signal handler may call this.
 
@@ -137,32 +141,37 @@ class Journal:
             span: As it was encoded.
             more: Further spans, which are delivered or lost together with this one.
         """
-        for _ in _TRIES:
+        tries = _TRIES
+        while tries:
             segment = self._segment
             if segment is None or segment.written >= SEGMENT_BYTES:
                 segment = self._next(segment)
                 if segment is None:
                     return None
-            number = segment.number()
+            number = self._number()
             segment.open.add(number)
             if segment.is_closed:
                 # Another thread has retired this file meanwhile, and the record would be removed with it.
                 segment.open.discard(number)
                 if segment is not self._segment:
                     self._retire_if_done(segment)
+                tries -= 1
                 continue
             try:
-                scopes = segment.scopes
-                content = _SPANS + (scopes.get(id(scope)) or self._add_scope(segment, scope)) + span
+                of, before, checksum = segment.last_scope
+                if of is not scope:
+                    segment.last_scope = of, before, checksum = self._scope(segment, scope)
                 for another_scope, another in more:
-                    content += (scopes.get(id(another_scope)) or self._add_scope(segment, another_scope)) + another
+                    span += self._scope(segment, another_scope)[1][1:] + another
                 # What journal_file.record() and self._write() do. A call of each would take time.
-                size = len(content)
-                checksum = _crc32(content, number)
-                written = _write(segment.file, _pack_head(segment.mark, size, checksum, number) + content)
+                size = len(span) + _BEFORE_SPAN
+                checksum = _crc32(span, checksum) ^ number
+                written = _write(
+                    segment.file, _pack_head_and_scope(segment.mark, size, checksum, number, before) + span
+                )
                 segment.written += written
                 if written == size + _HEAD_BYTES:
-                    return segment, number
+                    return number
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as where nothing was written
             except Exception as error:
                 segment.open.discard(number)
@@ -172,7 +181,7 @@ class Journal:
                 return None
             except BaseException:
                 # A signal handler has raised an exit. The spans stay in the queue, from which nobody could settle them.
-                self.settle([(None, b"", (segment, number))])
+                self.settle([(None, b"", number)])
                 raise
         return None
 
@@ -190,21 +199,22 @@ class Journal:
 
     def settle(self, spans: Iterable[QueuedSpan]) -> None:
         """Note that spans were delivered or lost, and remove the files that are not needed any more. Never raises."""
-        # The spans of one record have the same place.
-        places = {place for _, _, place in spans if place is not None}
-        if not places:
+        # The spans of one record have the same number.
+        numbers = set(map(_number_of, spans))
+        numbers.discard(None)
+        if not numbers:
             return
-        segments, all_numbers = zip(*places, strict=True)
-        different = set(segments)
-        for segment in different:
-            numbers = {number for of, number in places if of is segment} if len(different) > 1 else set(all_numbers)
+        for segment in list(self._segments):
+            of_segment = segment.open & numbers
+            if not of_segment:
+                continue
             self._renew_if_gone(segment)
-            if self._retire_if_done(segment, numbers):
+            if self._retire_if_done(segment, of_segment):
                 continue
             # As long as the numbers are in `open`, no other thread closes the file.
             with suppress(OSError):
-                self._write(segment, journal_file.settled_record(segment.mark, numbers))
-            segment.open.difference_update(numbers)
+                self._write(segment, journal_file.settled_record(segment.mark, of_segment))
+            segment.open.difference_update(of_segment)
             self._retire_if_done(segment)
 
     def close(self) -> None:
@@ -271,12 +281,15 @@ class Journal:
         self._has_failed = False
         return segment
 
-    def _add_scope(self, segment: _Segment, scope: Any) -> bytes:
-        number = segment.scope_number()
-        segment.kept.append(scope)
-        self._write(segment, journal_file.scope_record(segment.mark, number, scope_fields(scope)))
-        packed = segment.scopes[id(scope)] = journal_file.pack_scope_number(number)
-        return packed
+    def _scope(self, segment: _Segment, scope: Any) -> _Scope:
+        """Return what stands before a span of this scope. The first one writes the scope into the file as well."""
+        known = segment.scopes.get(id(scope))
+        if known is None:
+            number = segment.scope_number()
+            self._write(segment, journal_file.scope_record(segment.mark, number, scope_fields(scope)))
+            before = bytes((journal_file.SPANS,)) + journal_file.pack_scope_number(number)
+            known = segment.scopes[id(scope)] = scope, before, _crc32(before)
+        return known
 
     def _retire_if_done(self, segment: _Segment, numbers: AbstractSet[int] = frozenset()) -> bool:
         """Remove a file that takes no more records, or enough room, if all but these records in it are settled."""

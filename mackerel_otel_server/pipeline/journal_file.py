@@ -36,14 +36,17 @@ SPANS: Final = 4
 SETTLED: Final = 5
 """The first and the last number of records that were delivered or lost, as often as needed."""
 
-pack_scope_number: Final = struct.Struct("<H").pack
-_HEAD: Final = struct.Struct("<8sIII")
-HEAD_BYTES: Final = _HEAD.size
-pack_head: Final = _HEAD.pack
-"""Packs the mark, the size of the content, ``zlib.crc32(content, number)`` and the number."""
-_RANGE: Final = struct.Struct("<II")
-_SIZE: Final = struct.Struct("<I")
 _SCOPE_NUMBER: Final = struct.Struct("<H")
+pack_scope_number: Final = _SCOPE_NUMBER.pack
+_HEAD: Final = struct.Struct("<8sIQQ")
+"""The mark, the size of the content, ``zlib.crc32(content) ^ number``, and the number."""
+HEAD_BYTES: Final = _HEAD.size
+BEFORE_SPAN: Final = 1 + _SCOPE_NUMBER.size
+"""Bytes of a content before its first span: the kind, and the number of the scope."""
+pack_head_and_scope: Final = struct.Struct(f"{_HEAD.format}{BEFORE_SPAN}s").pack
+"""Packs what is written before the first span. Another object of bytes for head and content would take time."""
+_RANGE: Final = struct.Struct("<QQ")
+_SIZE: Final = struct.Struct("<I")
 _TAG_OF_SPAN: Final = 0x12
 _crc32: Final = zlib.crc32
 _LONGEST_VARINT: Final = 5
@@ -61,7 +64,7 @@ NO_SCOPE: Final[Scope] = (b"\x0a\x00", b"")
 def record(mark: bytes, kind: int, number: int, payload: bytes) -> bytes:
     """Return the bytes of one record."""
     content = bytes((kind,)) + payload
-    return pack_head(mark, len(content), _crc32(content, number), number) + content
+    return _HEAD.pack(mark, len(content), _crc32(content) ^ number, number) + content
 
 
 def beginning(mark: bytes, about: dict[str, Any], resource: bytes, schema_url: bytes) -> bytes:
@@ -200,7 +203,7 @@ def _records(data: bytes, contents: Contents) -> Iterator[tuple[int, int, bytes]
         if data.startswith(mark, start) and begin <= len(data):
             _, size, checksum, number = _HEAD.unpack_from(data, start)
             content = data[begin : begin + size] if begin + size <= len(data) else b""
-            if 0 < size == len(content) and _crc32(content, number) == checksum:
+            if 0 < size == len(content) and _crc32(content) ^ number == checksum:
                 yield content[0], number, content[1:]
                 start = begin + size
                 continue

@@ -105,6 +105,8 @@ class _Book:
         self.delivered = 0
         self.answered = 0
         self.lost: Counter[str] = Counter()
+        self.took = 0.0
+        """Seconds that the last batch took."""
 
 
 class Sender:
@@ -211,12 +213,12 @@ class Sender:
                 self._encode([span])
             else:
                 # What _encode() does, in half the time.
-                place = None
+                record = None
                 try:
-                    place = journal.write(scope, data)
+                    record = journal.write(scope, data)
                 finally:
                     # Also where a signal handler raises an exit meanwhile.
-                    self._queue.append((scope, data, place))
+                    self._queue.append((scope, data, record))
                     self._queued_bytes += size
         else:
             ended.append(span)
@@ -268,14 +270,14 @@ class Sender:
 
     def _enqueue(self, encoded: list[EncodedSpan]) -> None:
         """Write spans into the journal as one record, and queue them."""
-        place = None
+        record = None
         try:
             if encoded and self._journal is not None:
-                place = self._journal.write(*encoded[0], encoded[1:])
+                record = self._journal.write(*encoded[0], encoded[1:])
         finally:
             # Also where a signal handler raises an exit meanwhile.
             for scope, data in encoded:
-                self._queue.append((scope, data, place))
+                self._queue.append((scope, data, record))
                 # Two threads at once may make the number wrong; the sender's thread sets it right when the queue is
                 # empty.
                 self._queued_bytes += len(data)
@@ -345,7 +347,7 @@ class Sender:
                 self._rescue = _Book(self._book.exporter.another())
             self._give_up_what_was_interrupted(self._rescue)
             deadline = time.monotonic() + timeout
-            while (self._queue or self._ended) and time.monotonic() < deadline:
+            while (self._queue or self._ended) and self._is_in_time(deadline):
                 self._encode_ended()
                 batch = self._take(self._batch_size)
                 if batch and not self._deliver(self._rescue, batch, deadline):
@@ -412,8 +414,8 @@ class Sender:
         with suppress(IndexError):
             # One after the other, because a signal handler may raise an exit meanwhile.
             while True:
-                place = self._queue.popleft()[2]
-                (self._left if place is not None else unsent).add()
+                record = self._queue.popleft()[2]
+                (self._left if record is not None else unsent).add()
         self._let_flushes_return()
 
     def _give_up_what_is_under_way(self, book: _Book) -> None:
@@ -579,12 +581,20 @@ class Sender:
         while self._queue and (drain or len(self._queue) >= size or self._queued_bytes >= BATCH_BYTES):
             now = time.monotonic()
             stop_by = self._stop_by
-            if (stop_by is None and now < self._paused_until) or (stop_by is not None and now >= stop_by):
+            if now < self._paused_until if stop_by is None else not self._is_in_time(stop_by):
                 return
             batch = self._take(size)
             deadline = now + self._settings.timeout if stop_by is None else stop_by
             if not batch or not self._deliver(self._book, batch, deadline):
                 return
+
+    def _is_in_time(self, deadline: float) -> bool:
+        """Tell whether a batch that is sent now has its answer before the process ends, as far as one can know.
+
+        Without the answer, its spans would be unconfirmed. Those that are not sent are left to another process.
+        """
+        expected = self._book.took if self.keeps_what_is_left() else 0.0
+        return time.monotonic() + expected < deadline
 
     def _settle(self, spans: Iterable[QueuedSpan]) -> None:
         """Note in the journal that these spans need not be sent any more."""
@@ -610,9 +620,9 @@ class Sender:
                 if taken > BATCH_BYTES:
                     break
                 batch.append(queue.popleft())
-            place = batch[-1][2]
-            if place is not None and queue[0][2] is place and batch[0][2] is not place:
-                while batch[-1][2] is place:
+            record = batch[-1][2]
+            if record is not None and queue[0][2] == record != batch[0][2]:
+                while batch[-1][2] == record:
                     queue.appendleft(batch.pop())
         except IndexError:  # the queue is empty, or another thread has emptied it
             pass
@@ -624,7 +634,9 @@ class Sender:
     def _deliver(self, book: _Book, batch: list[QueuedSpan], deadline: float) -> bool:
         """Send one batch; return whether to go on with the next."""
         book.under_way.append(batch)
+        began = time.monotonic()
         answer = book.exporter.export(self._encoder.assemble(batch), len(batch), deadline)
+        book.took = time.monotonic() - began
         try:
             book.under_way.pop()
         except IndexError:

@@ -24,7 +24,7 @@ from mackerel_otel_server.pipeline import journal_file
 from mackerel_otel_server.pipeline import spool as spool_module
 from mackerel_otel_server.pipeline.encoder import Encoder, QueuedSpan, scope_fields
 from mackerel_otel_server.pipeline.fingerprint import Destination
-from mackerel_otel_server.pipeline.journal import Journal, Place
+from mackerel_otel_server.pipeline.journal import Journal
 from mackerel_otel_server.pipeline.journal_file import Contents
 from mackerel_otel_server.pipeline.spool import Spool
 from mackerel_otel_server.pipeline.wire import delimited
@@ -55,14 +55,14 @@ def text_of(data: bytes) -> str:
     return text.decode()
 
 
-def write(journal: Journal, *texts: str) -> Place:
-    place = journal.write(*span(texts[0]), [span(text) for text in texts[1:]])
-    assert place is not None
-    return place
+def write(journal: Journal, *texts: str) -> int:
+    record = journal.write(*span(texts[0]), [span(text) for text in texts[1:]])
+    assert record is not None
+    return record
 
 
-def settle(journal: Journal, places: Sequence[Place]) -> None:
-    spans: list[QueuedSpan] = [(None, b"", place) for place in places]
+def settle(journal: Journal, numbers: Sequence[int]) -> None:
+    spans: list[QueuedSpan] = [(None, b"", record) for record in numbers]
     journal.settle(spans)
 
 
@@ -135,12 +135,12 @@ def test_a_file_holds_what_a_stranger_needs_and_never_the_key(journal: Journal, 
 
 
 def test_what_is_settled_is_not_read_back(journal: Journal, folder: Path) -> None:
-    places = [write(journal, f"{number}") for number in range(6)]
-    settle(journal, [places[1], places[2], places[4]])
+    numbers = [write(journal, f"{number}") for number in range(6)]
+    settle(journal, [numbers[1], numbers[2], numbers[4]])
     assert texts(folder) == ["0", "3", "5"]
     journal.settle([])
     journal.settle([(None, b"", None)])
-    settle(journal, [places[1]])
+    settle(journal, [numbers[1]])
     assert texts(folder) == ["0", "3", "5"]
 
 
@@ -159,11 +159,11 @@ def test_the_file_goes_at_the_end_if_all_is_settled_and_stays_if_not(journal: Jo
 
 @pytest.mark.usefixtures("small")
 def test_full_files_are_removed_as_soon_as_all_in_them_is_settled(journal: Journal, folder: Path) -> None:
-    places = [write(journal, f"{number:03}" * 20) for number in range(200)]
+    numbers = [write(journal, f"{number:03}" * 20) for number in range(200)]
     assert len(list(folder.iterdir())) > 5
     assert texts(folder) == sorted(f"{number:03}" * 20 for number in range(200))
-    for count, place in enumerate(places, 1):
-        settle(journal, [place])
+    for count, record in enumerate(numbers, 1):
+        settle(journal, [record])
         assert texts(folder) == sorted(f"{number:03}" * 20 for number in range(count, 200))
     assert len(list(folder.iterdir())) <= 1
     settle(journal, [write(journal, "x" * 1_000), write(journal, "y" * 1_000)])
@@ -172,22 +172,21 @@ def test_full_files_are_removed_as_soon_as_all_in_them_is_settled(journal: Journ
 
 @pytest.mark.usefixtures("small")
 def test_a_record_that_is_begun_while_its_file_is_removed_is_in_the_next_one(journal: Journal, folder: Path) -> None:
-    place = write(journal, "x" * 1_000)
-    segment = place[0]
-    number = segment.number
+    record = write(journal, "x" * 1_000)
+    number = journal._number  # noqa: SLF001 - the moment between two steps of write()
 
     def settle_first() -> int:
-        settle(journal, [place])
+        settle(journal, [record])
         return number()
 
-    segment.number = settle_first  # type: ignore[misc]
+    journal._number = settle_first  # type: ignore[misc]  # noqa: SLF001
     write(journal, "at the same moment")
     assert texts(folder) == ["at the same moment"]
 
 
 @pytest.mark.usefixtures("small")
 def test_what_is_settled_while_another_record_is_begun_is_noted(journal: Journal, folder: Path) -> None:
-    place = write(journal, "x" * 1_000)
+    record = write(journal, "x" * 1_000)
 
     class Numbers(set[int]):
         def __le__(self, other: object) -> bool:
@@ -197,9 +196,10 @@ def test_what_is_settled_while_another_record_is_begun_is_noted(journal: Journal
                 done.append(write(journal, "another"))
             return bool(is_subset)
 
-    done: list[Place] = []
-    place[0].open = Numbers(place[0].open)  # type: ignore[misc]
-    settle(journal, [place])
+    done: list[int] = []
+    (segment,) = journal._segments  # noqa: SLF001 - the moment between two steps of settle()
+    segment.open = Numbers(segment.open)  # type: ignore[misc]
+    settle(journal, [record])
     assert done
     assert texts(folder) == ["another"]
 
@@ -215,9 +215,9 @@ many = [span(f"{number:>08}") for number in range(16)]
 folder = Path(sys.argv[2])
 most, began = 0, None
 for batch in range(500):
-    places = [journal.write(*many[0], many[1:]) for _ in range(32)]
+    numbers = [journal.write(*many[0], many[1:]) for _ in range(32)]
     most = max(most, len(os.listdir(folder)), sum(path.stat().st_size for path in folder.iterdir()) / 1e6)
-    journal.settle([(None, b"", place) for place in places])
+    journal.settle([(None, b"", record) for record in numbers])
     began = megabytes() if batch == 50 else began
 print(most, megabytes() - began, len(journal._segments))
 """)
@@ -233,12 +233,12 @@ print(most, megabytes() - began, len(journal._segments))
 def test_a_span_that_is_larger_than_a_file_is_written_whole(journal: Journal, folder: Path) -> None:
     write(journal, "before")
     huge = (SCOPES[0], b"\x12" + delimited(b"h" * 5_000_000))
-    place = journal.write(*huge)
-    assert place is not None
+    record = journal.write(*huge)
+    assert record is not None
     write(journal, "after")
     found = [data for contents in files(folder) for record in contents.spans.values() for _, data in record]
     assert sorted(found, key=len) == sorted([span("before")[1], span("after")[1], huge[1]], key=len)
-    settle(journal, [place])
+    settle(journal, [record])
     assert texts(folder) == ["after", "before"]
 
 
@@ -269,21 +269,21 @@ def test_a_full_disk_is_said_once_and_what_was_written_before_stays(
         pytest.skip("this root cannot mount")
     journal = make(disk / "spool")
     try:
-        places = []
+        numbers = []
         for number in range(5_000):
-            place = journal.write(*span(f"{number:04}" * 25))
-            if place is None:
+            record = journal.write(*span(f"{number:04}" * 25))
+            if record is None:
                 break
-            places.append(place)
-        written = [f"{number:04}" * 25 for number in range(len(places))]
-        assert 1_000 < len(places) * 100 < 128_000
+            numbers.append(record)
+        written = [f"{number:04}" * 25 for number in range(len(numbers))]
+        assert 1_000 < len(numbers) * 100 < 128_000
         assert journal.write(*span("while it is full")) is None
         assert not journal.works
         assert texts(disk / "spool") == written
         (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert "cannot be written (No space left on device)" in line
         assert f"another folder that user {os.geteuid()} can write" in line
-        settle(journal, places)
+        settle(journal, numbers)
         assert list((disk / "spool").iterdir()) == []
         # After a minute it is tried again.
         monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 61)
@@ -369,11 +369,11 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_removed_is_made_anew_at_the_next_settling(journal: Journal, folder: Path) -> None:
-    place = write(journal, "gone")
+    record = write(journal, "gone")
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
-    settle(journal, [place])
+    settle(journal, [record])
     write(journal, "after")
     assert texts(folder) == ["after"]
 
@@ -410,7 +410,7 @@ os.kill(os.getpid(), 9)
 def test_an_exit_that_a_signal_handler_raises_leaves_no_span_in_queue_and_journal(
     script: Callable[..., subprocess.CompletedProcess[str]], folder: Path
 ) -> None:
-    """Who is interrupted does not learn the place, and would send the span without settling it."""
+    """Who is interrupted does not learn the number, and would send the span without settling it."""
     result = script("""
 class Exit(BaseException):
     pass
@@ -423,8 +423,8 @@ for _ in range(300):
         signal.setitimer(signal.ITIMER_REAL, 0.0002)
         while True:
             number += 1
-            place = None
-            place = journal.write(*span(f"{number}"))
+            record = None
+            record = journal.write(*span(f"{number}"))
             known.append(number)
     except Exit:
         pass
@@ -444,11 +444,12 @@ def test_a_descriptor_that_the_application_has_closed_is_left_to_the_application
     journal: Journal, folder: Path, tmp_path: Path
 ) -> None:
     """Code that makes a daemon of its process closes all descriptors, and gets their numbers for its own files."""
-    place = write(journal, "before")
-    number = place[0].file
+    record = write(journal, "before")
+    (segment,) = journal._segments  # noqa: SLF001 - the number of its descriptor
+    number = segment.file
     with (tmp_path / "data").open("w+b") as data:
         os.dup2(data.fileno(), number)
-        settle(journal, [place])
+        settle(journal, [record])
         write(journal, "after")
         journal.close()
         assert os.fstat(number).st_ino == os.fstat(data.fileno()).st_ino
@@ -463,7 +464,7 @@ def test_no_record_is_lost_or_doubled_with_many_threads(
 ) -> None:
     """Some threads write, others settle; files are full all the time."""
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - Path.iterdir() keeps its own descriptor open
-    waiting: list[tuple[str, Place]] = []
+    waiting: list[tuple[str, int]] = []
     kept: list[str] = []
     writing = threading.Event()
     writing.set()
@@ -472,22 +473,22 @@ def test_no_record_is_lost_or_doubled_with_many_threads(
     def write_some(thread: int) -> None:
         for number in range(1_500):
             text = f"{thread} {number} " + "x" * (number % 60)
-            place = journal.write(*span(text, number % 3))
-            if place is None:
+            record = journal.write(*span(text, number % 3))
+            if record is None:
                 failed.append(text)
             else:
-                waiting.append((text, place))
+                waiting.append((text, record))
 
     def settle_some(seed: int) -> None:
         chosen = random.Random(seed)
         while writing.is_set() or waiting:
-            batch: list[tuple[str, Place]] = []
+            batch: list[tuple[str, int]] = []
             with suppress(IndexError):
                 while len(batch) < chosen.randrange(1, 40):
                     batch.append(waiting.pop(0))
             some = [one for one in batch if chosen.random() < 0.99]
-            kept.extend(text for text, place in batch if (text, place) not in some)
-            settle(journal, [place for _, place in some])
+            kept.extend(text for text, record in batch if (text, record) not in some)
+            settle(journal, [record for _, record in some])
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -539,7 +540,7 @@ for forks in range(30):
     signal.setitimer(signal.ITIMER_REAL, 0.0005)
     for _ in range(100):
         number += 1
-        place = journal.write(*span(f"parent {number}"))
+        record = journal.write(*span(f"parent {number}"))
         if children:
             os._exit(0)
 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -636,7 +637,8 @@ def test_a_journal_that_has_failed_does_not_work_until_a_file_was_opened(
 
 def test_a_record_is_not_written_into_a_file_that_two_threads_retire_at_once(journal: Journal, folder: Path) -> None:
     """One of them finds a record that is just being taken back, and opens the file again; the other one removes it."""
-    segment, number = write(journal, "settled already")
+    number = write(journal, "settled already")
+    (segment,) = journal._segments  # noqa: SLF001 - the moment between two looks at it
 
     class Numbers(set[int]):
         def __le__(self, other: object) -> bool:

@@ -52,7 +52,7 @@ WHOLE = file_of(RECORDS)
 texts = st.binary(max_size=300) | st.just(MARK) | st.just(WHOLE) | st.just(spans_record(1, (0, span(b"another"))))
 """What may be in a span. Also what looks like a file."""
 records = st.dictionaries(
-    st.integers(0, 10) | st.integers(0, 2**32 - 1),
+    st.integers(0, 10) | st.integers(0, 2**64 - 1),
     st.lists(st.tuples(st.integers(0, 65535), texts.map(span)), max_size=4),
     max_size=5,
 )
@@ -81,7 +81,7 @@ def test_what_is_written_is_read(written: dict[int, list[tuple[int, bytes]]]) ->
 
 
 @settings(deadline=None)
-@given(records, st.sets(st.integers(0, 10) | st.integers(0, 2**32 - 1), min_size=1, max_size=9), st.randoms())
+@given(records, st.sets(st.integers(0, 10) | st.integers(0, 2**64 - 1), min_size=1, max_size=9), st.randoms())
 def test_settled_records_are_left_out_also_those_that_nobody_has_written(
     written: dict[int, list[tuple[int, bytes]]], strangers: set[int], random: Any
 ) -> None:
@@ -142,7 +142,7 @@ def test_flipped_bits_never_make_another_span(flips: list[tuple[int, int]]) -> N
     st.lists(
         st.tuples(
             st.sampled_from([ABOUT, RESOURCE, SCOPE, SPANS, SETTLED, 0, 6, 255]),
-            st.integers(0, 2**32 - 1),
+            st.integers(0, 2**64 - 1),
             st.binary(max_size=100)
             | st.sampled_from([b"[]", b"5", b"[1]", b"null", b'{"pid": []}', b"[[[[" * 30_000, b"\xff", b'"x"', b"NaN"])
             | st.binary(max_size=20).map(span),
@@ -220,8 +220,8 @@ def test_unknown_kinds_of_records_are_left_to_later_releases() -> None:
 
 
 def test_settled_records_beyond_all_counting_do_not_hold_anybody_up() -> None:
-    everything = journal_file.record(MARK, SETTLED, 0, struct.pack("<II", 0, 2**32 - 1) * 500_000)
-    strangers = journal_file.record(MARK, SETTLED, 0, struct.pack("<II", 10_000, 2**32 - 1) * 500_000)
+    everything = journal_file.record(MARK, SETTLED, 0, struct.pack("<QQ", 0, 2**64 - 1) * 500_000)
+    strangers = journal_file.record(MARK, SETTLED, 0, struct.pack("<QQ", 10_000, 2**64 - 1) * 500_000)
     many = {number: [(0, span(b"x"))] for number in range(10_000)}
     began = time.process_time()
     assert journal_file.read(file_of(many) + strangers).spans == many

@@ -632,6 +632,31 @@ def test_what_was_being_connected_for_at_the_stop_and_is_taken_later_is_not_sent
     assert process.sender.counts().left == 3
 
 
+@pytest.mark.parametrize("has_journal", [True, False])
+def test_a_stop_that_is_too_short_for_an_answer_leaves_the_spans_to_others(
+    worker: Make, journalled: Make, has_journal: bool
+) -> None:
+    """Sent, they would have no answer in time, and nobody would know whether they were taken."""
+
+    def late(_: FaultServer, sock: socket.socket) -> None:
+        threading.Event().wait(0.5)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n")
+
+    with FaultServer(Step(act=late)) as server:
+        process = (journalled if has_journal else worker)(server.url, OTEL_BSP_SCHEDULE_DELAY="60000")
+        process.work(2)
+        assert process.sender.flush(DEADLINE)
+        process.work(3)
+        began = time.monotonic()
+        assert not process.sender.stop(0.3)
+        assert time.monotonic() - began < (0.2 if has_journal else 0.3 + 0.5)
+        counts = process.sender.counts()
+        if has_journal:
+            assert (counts.delivered, counts.left, counts.lost, process.in_journal()) == (2, 3, {}, 3)
+        else:
+            assert (counts.delivered, counts.left, len(server.span_ids)) == (2, 0, 5)
+
+
 def test_what_is_answered_while_stop_gives_up_is_booked_as_the_answer_says(
     journalled: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
