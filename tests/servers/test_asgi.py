@@ -513,5 +513,5 @@ def test_fastapi_makes_the_spans_itself_if_the_application_gave_it_a_provider(
 
 def test_uvicorn_still_says_which_signal_ends_it() -> None:
     # What servers.uvicorn reads; without it every end of a server would end tracing in its process.
-    # Uvicorn's configuration of the log would stay in this process, and other tests would miss our lines in their own log.
+    # With a log_config, later tests in this process would miss our lines, which would go to Uvicorn's log.
     assert uvicorn_server.Server(Config("asgi_plain:application", log_config=None))._captured_signals == []  # noqa: SLF001
