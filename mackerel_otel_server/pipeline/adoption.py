@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mackerel_otel_server.pipeline.exporter import Exporter
     from mackerel_otel_server.pipeline.fingerprint import Destination
     from mackerel_otel_server.pipeline.journal_file import Contents
-    from mackerel_otel_server.pipeline.spool import Spool
+    from mackerel_otel_server.pipeline.spool import Left, Spool
 
 MOST_READ: Final = FOLDER_BYTES
 """Bytes of one file. A process ends its files long before."""
@@ -164,6 +164,8 @@ class Adopter:
     def __init__(self, spool: Spool, destination: Callable[[], Destination]) -> None:
         self._spool = spool
         self._destination = destination
+        self._found: deque[Left] = deque()
+        """The files of the last look that were not tried yet."""
         self._others: dict[str, dict[str, Any]] = {}
         """What the files that must stay say about themselves, by name, so that they are not read again each time."""
         self._not_before: dict[str, float] = {}
@@ -175,39 +177,51 @@ class Adopter:
 
     def next(self) -> LeftBehind | None:
         """Become the owner of the oldest file that this process may send; tidy up on the way. Never raises."""
+        if not self._found:
+            self._look()
+        while self._found:
+            if (left := self._take(self._found.popleft())) is not None:
+                return left
+        return None
+
+    def _look(self) -> None:
+        """Find the files, the oldest first. The folder is listed once for all of them, since it may have a thousand."""
         try:
-            files = self._spool.files()
+            self._found.extend(self._spool.files())
         except OSError:
             # The folder cannot be used, which the journal says at its first span.
-            return None
-        destination = self._destination()
-        names = {file.name for file in files}
+            return
+        names = {file.name for file in self._found}
         self._others = {name: about for name, about in self._others.items() if name in names}
         self._not_before = {name: at for name, at in self._not_before.items() if name in names}
-        for name, _, age in files:
-            is_hidden = name.startswith(".")
-            # The clock may have been set back since. Then nobody can know how old the file is.
-            is_old = abs(age) > DAY
-            if (is_hidden and abs(age) < _BEING_MADE) or time.monotonic() < self._not_before.get(name, 0.0):
-                continue
-            if not is_old and (about := self._others.get(name)) is not None and not destination.is_of(about):
-                continue
-            file = self._spool.take(name)
-            if file is None:
-                continue
-            left = LeftBehind(self._spool, name, file)
-            contents = left.contents
-            can_be_sent = not contents.is_foreign and (not contents.spans or destination.is_of(contents.about))
-            if age > DAY or (is_old and not can_be_sent):
-                say_deleted(file, "the file is older than a day")
-                contents.spans.clear()
-            elif not can_be_sent and not (is_hidden and contents.is_foreign):
-                self._others[name] = contents.about
-                self._spool.release(file)
-                continue
-            elif contents.spans:
-                return left
-            left.close()
+
+    def _take(self, found: Left) -> LeftBehind | None:
+        """Become the owner of a file if this process may send it."""
+        name, _, age = found
+        is_hidden = name.startswith(".")
+        # The clock may have been set back since. Then nobody can know how old the file is.
+        is_old = abs(age) > DAY
+        if (is_hidden and abs(age) < _BEING_MADE) or time.monotonic() < self._not_before.get(name, 0.0):
+            return None
+        destination = self._destination()
+        if not is_old and (about := self._others.get(name)) is not None and not destination.is_of(about):
+            return None
+        file = self._spool.take(name)
+        if file is None:
+            return None
+        left = LeftBehind(self._spool, name, file)
+        contents = left.contents
+        can_be_sent = not contents.is_foreign and (not contents.spans or destination.is_of(contents.about))
+        if age > DAY or (is_old and not can_be_sent):
+            say_deleted(file, "the file is older than a day")
+            contents.spans.clear()
+        elif not can_be_sent and not (is_hidden and contents.is_foreign):
+            self._others[name] = contents.about
+            self._spool.release(file)
+            return None
+        elif contents.spans:
+            return left
+        left.close()
         return None
 
 
