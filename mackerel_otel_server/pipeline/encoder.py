@@ -99,9 +99,6 @@ class Encoder:
         """
         context, parent, name, status = span._context, span._parent, span._name, span._status
         attributes = span._attributes
-        # Through the dict, because a span of ours has no list before its first event or link (see spans).
-        fields: dict[str, Any] = span.__dict__
-        events, links = fields.get("_events"), fields.get("_links")
         columns = self._cache.columns
 
         data = columns.get(None, _EMPTY).get(name) if type(name) is str else None
@@ -123,11 +120,13 @@ class Encoder:
             head += ends[span._kind._value_][-1] + _status(span)
         if context[4] is not DEFAULT_TRACE_STATE:
             head += _trace_state(context)
-        # Copies of spans have plain lists.
-        if events is not None and (type(events) is not _List or events._dq or events.dropped):
-            head += _events(span)
-        if links is not None and (type(links) is not _List or links._dq or links.dropped):
-            head += _links(span)
+        if not getattr(span, "is_plain", False):  # see spans.QuickSpan
+            events, links = span._events, span._links
+            # Copies of spans have plain lists.
+            if type(events) is not _List or events._dq or events.dropped:
+                head += _events(span)
+            if type(links) is not _List or links._dq or links.dropped:
+                head += _links(span)
         if type(attributes) is not dict:  # of a span of ours, as long as nothing unusual is in it
             if attributes.dropped:
                 head += count_field(b"\x50", attributes.dropped)

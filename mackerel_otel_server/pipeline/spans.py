@@ -173,7 +173,9 @@ def _span_class(tracer: Tracer) -> type[QuickSpan]:
     limits = template._limits
     if limits.max_span_attribute_length is not None or (limits.max_span_attributes or _ENOUGH) < _ENOUGH:
         raise _LimitsError
-    fields = {name: value for name, value in vars(template).items() if name not in _LATER}
+    fields = {
+        name: value for name, value in vars(template).items() if not isinstance(vars(QuickSpan).get(name), _Later)
+    }
     return type(QuickSpan.__name__, (QuickSpan,), {**fields, "_attributes_class": type(attributes)})
 
 
@@ -239,25 +241,41 @@ class _Template(Span):
     """A span of the SDK that can be made without a tracer; the SDK forbids that for its own class."""
 
 
+class _Later:
+    """A field that most spans of ours never need; it is made when it is asked for."""
+
+    def __init__(self, make: Callable[[SpanLimits], Any]) -> None:
+        self._make = make
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, span: Any, _owner: type | None = None) -> Any:
+        if span is None:
+            return self
+        span.is_plain = False
+        # Several threads that ask at once get the same object, which is found without this call from then on.
+        return vars(span).setdefault(self._name, self._make(span._limits))
+
+
 class QuickSpan(Span):
     """A span of the SDK whose usual methods are quicker. Whatever is unusual is left to the SDK's methods."""
 
     _attributes: Any  # a dict, or the SDK's attributes after something unusual was set
     _attributes_class: Any
     _is_open: bool
+    is_plain = True
+    """Whether the span has no events and no links, and nobody has asked for them."""
+    # Not __getattr__(), with which the interpreter would look for each field of each span in the slowest way.
+    _events = _Later(lambda limits: BoundedList(limits.max_events))
+    _links = _Later(lambda limits: BoundedList(limits.max_links))
+    # A signal handler may ask for the lock while the thread that it has interrupted holds it.
+    _lock = _Later(lambda _limits: threading.RLock())
     # The SDK's properties are Python functions; these are not, and quicker.
     kind = property(attrgetter("_kind"))
     parent = property(attrgetter("_parent"))
     resource = property(attrgetter("_resource"))
     context = property(attrgetter("_context"))
-
-    def __getattr__(self, name: str) -> Any:
-        """Make a list of events or links, or the lock, when it is asked for."""
-        make = _LATER.get(name)
-        if make is None:
-            raise AttributeError(name)
-        # Several threads that ask at once get the same object.
-        return vars(self).setdefault(name, make(self._limits))
 
     def get_span_context(self) -> SpanContext:
         """Return the ids."""
@@ -319,12 +337,3 @@ class QuickSpan(Span):
             self._attributes._immutable = True
         # The SDK makes a copy for this. None is needed, because the span does not change any more.
         self._span_processor.on_end(self)
-
-
-_LATER: Final[dict[str, Callable[[SpanLimits], Any]]] = {
-    "_events": lambda limits: BoundedList(limits.max_events),
-    "_links": lambda limits: BoundedList(limits.max_links),
-    # A signal handler may ask for the lock while the thread that it has interrupted holds it.
-    "_lock": lambda _limits: threading.RLock(),
-}
-"""Fields that most spans of ours never need."""

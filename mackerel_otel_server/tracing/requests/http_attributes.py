@@ -53,6 +53,11 @@ _SECRETS: Final = re.compile(
 )
 
 
+def _redacted(found: re.Match[str]) -> str:
+    # A function, because re would look for a template's parsed form each time, by a hash of all that the pattern has.
+    return f"{found[1]}=REDACTED"
+
+
 def request_attributes(  # noqa: C901, PLR0913 - a request has so many parts
     options: HttpOptions,
     *,
@@ -90,7 +95,7 @@ def request_attributes(  # noqa: C901, PLR0913 - a request has so many parts
         scheme, version = scheme[:LONGEST_ADDRESS], version[:LONGEST_ADDRESS]
     address, port = _split_host(host, "" if is_unix else scheme)
     if query:
-        query = _SECRETS.sub(r"\1=REDACTED", query)
+        query = _SECRETS.sub(_redacted, query)
     if options.new_names:
         attributes: dict[str, Any] = {
             "http.request.method": method if known else "_OTHER",
@@ -185,7 +190,7 @@ def header_attributes(
         hidden = options.sanitized_headers is not None and options.sanitized_headers.search(name) is not None
         hidden = hidden or (plain in SECRET_HEADERS and plain not in named_headers(wanted.pattern))
         # Referer and Location hold URLs.
-        shown = "[REDACTED]" if hidden else _SECRETS.sub(r"\1=REDACTED", value[:LONGEST_TEXT])
+        shown = "[REDACTED]" if hidden else _SECRETS.sub(_redacted, value[:LONGEST_TEXT])
         attributes.setdefault(f"http.{kind}.header.{plain}", []).append(shown)
     return attributes
 
