@@ -16,7 +16,7 @@ from mackerel_otel_server.cli.inspection.journals import File, Whose
 from mackerel_otel_server.cli.masked import secrets
 from mackerel_otel_server.cli.output import complain, say
 from mackerel_otel_server.cli.text import counted, printable
-from mackerel_otel_server.pipeline.adoption import LeftBehind, contents_of, is_kept
+from mackerel_otel_server.pipeline.adoption import LeftBehind, is_kept
 from mackerel_otel_server.pipeline.answer import Answer, Cause
 from mackerel_otel_server.pipeline.exporter import Exporter
 from mackerel_otel_server.pipeline.sender import BATCH_BYTES
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from mackerel_otel_server.settings import Settings
 
 _ABOUT: Final = """\
-Run it as the user of the workers (sudo -u NAME --preserve-env mackerel-otel-server flush), with the variables of the
-server: MACKEREL_APIKEY or MACKEREL_APIKEY_FILE, and those that name the endpoint. Files of processes that run are left
-to these processes. Exit status: 0 if nothing is left to deliver, 1 if something is, 2 if the options are wrong.
+Run it as the user of the workers (sudo -u NAME --preserve-env "$(command -v mackerel-otel-server)" flush), with the
+variables of the server: MACKEREL_APIKEY or MACKEREL_APIKEY_FILE, and those that name the endpoint. Files of processes
+that run are left to these processes. Exit status: 0 if nothing is left to deliver, 1 if something is, or if the folder
+cannot be used, 2 if the options are wrong.
 """
 
 
@@ -119,13 +120,14 @@ def _flush(  # noqa: PLR0913, PLR0917 - what run() has found out
     others = list(journals.of_others(spool, setting, command))
     for other in others:
         complain(printable(_worded(other)))
-    if journals.is_missing(spool):
+    finding = journals.unusable(spool, command)
+    if finding is None and journals.is_missing(spool):
         say(
             f"there is no folder {printable(spool.path)}: user {journals.user(os.geteuid())} has left nothing behind "
-            "there; if the workers run as another user, type: sudo -u NAME --preserve-env mackerel-otel-server flush"
+            f"there; if the workers run as another user, type: {journals.as_user('NAME', command)}"
         )
         return 1 if others or args.spool is not None else 0
-    if finding := journals.unusable(spool, command):
+    if finding is not None:
         complain(printable(mask(f"nothing was sent: {finding.seen}; {finding.cure}")))
         return 1
     result = _send_all(spool, settings, mask, with_other_keys=args.changed_key)
@@ -154,10 +156,8 @@ def _send_all(spool: Spool, settings: Settings, mask: Mask, *, with_other_keys: 
         for found in journals.names(spool):
             taken = spool.take(found.name)
             if taken is None:
-                if (file := spool.look_at(found.name)) is not None:
-                    contents = contents_of(file)
-                    os.close(file)
-                    result.left.append(journals.described(found, contents, destination, is_running=True))
+                if (there := journals.look_at(spool, found, destination)) is not None:
+                    result.left.append(there)
                 continue
             left = LeftBehind(spool, found.name, taken)
             one = journals.described(found, left.contents, destination, is_running=False)

@@ -197,7 +197,7 @@ class Adopter:
 
     def _take(self, found: Left) -> LeftBehind | None:
         """Become the owner of a file if this process may send it."""
-        name, _, age = found
+        name, age = found.name, found.age
         is_hidden = name.startswith(".")
         # The clock may have been set back since. Then nobody can know how old the file is.
         is_old = abs(age) > DAY
@@ -213,7 +213,7 @@ class Adopter:
         contents = left.contents
         can_be_sent = not contents.is_foreign and (not contents.spans or destination.is_of(contents.about))
         if age > DAY or (is_old and not can_be_sent):
-            say_deleted(file, "the file is older than a day")
+            _say_old(contents)
             contents.spans.clear()
         elif not can_be_sent and not (is_hidden and contents.is_foreign):
             self._others[name] = contents.about
@@ -240,17 +240,15 @@ def _owner(contents: Contents) -> str:
     return f"worker {contents.about.get('pid', '?')!s:.20}"
 
 
-def say_deleted(file: int, why: str) -> None:
-    """Say which spans are lost with a file that is deleted."""
-    contents = contents_of(file)
+def _say_old(contents: Contents) -> None:
+    """Say which spans are lost with a file that is deleted because of its age."""
     if contents.spans:
         log.warning(
-            "deleted %d spans that %s left behind for %.200s, because %s; to send such spans in time, type "
-            "mackerel-otel-server flush",
+            "deleted %d spans that %s left behind for %.200s, because the file is older than a day; to send such spans "
+            "in time, type mackerel-otel-server flush",
             len(contents),
             _owner(contents),
             contents.about.get("endpoint", "?"),
-            why,
         )
     elif contents.is_foreign:
-        log.warning("deleted a journal that cannot be read, because %s", why)
+        log.warning("deleted a journal that cannot be read, because it is older than a day")

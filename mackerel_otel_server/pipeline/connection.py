@@ -7,6 +7,8 @@ Functions of ``socket`` and ``ssl`` are looked up when they are used, so gevent 
 
 from __future__ import annotations
 
+# Looked up by Python at the first connection. By then, a worker may have another user, who may not read Python's files.
+import encodings.idna  # noqa: F401
 import http.client
 import io
 import re

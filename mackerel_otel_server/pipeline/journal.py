@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from mackerel_otel_server.pipeline import journal_file
-from mackerel_otel_server.pipeline.adoption import say_deleted
+from mackerel_otel_server.pipeline.adoption import contents_of
 from mackerel_otel_server.pipeline.encoder import scope_fields
 from mackerel_otel_server.process.log import log
 
@@ -37,8 +37,10 @@ SEGMENT_BYTES: Final = 500_000
 """After so many bytes another file begins. The sooner a file is full, the sooner it can be removed."""
 _WORTH_REPLACING: Final = 262_144
 """From so many bytes on, a file whose spans are all settled is removed while the process goes on."""
-_BETWEEN_TRIES: Final = 60.0
+_BETWEEN_TRIES: Final = 10.0
 """Seconds from a failure to the next try."""
+_BETWEEN_WARNINGS: Final = 600.0
+"""Seconds. A folder that is full may take some records now and then."""
 _TRIES: Final = 10
 """How often a record is tried, if other threads retire the file meanwhile."""
 _BETWEEN_LOOKS: Final = 5.0
@@ -120,6 +122,7 @@ class Journal:
         self._retiring = _thread.allocate_lock()
         self._again_at = 0.0
         self._has_failed = False
+        self._warn_from = 0.0
         self._look_at = 0.0
         """When to look next whether the folder has room."""
 
@@ -172,7 +175,7 @@ class Journal:
                 segment.written += written
                 if written == size + _HEAD_BYTES:
                     return number
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as where nothing was written
+                raise _not_whole()  # noqa: TRY301 - as where nothing was written
             except Exception as error:
                 segment.open.discard(number)
                 # In a process that was forked meanwhile, the file is closed, and these spans are its parent's.
@@ -195,7 +198,7 @@ class Journal:
         written = _write(segment.file, data)
         segment.written += written
         if written != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise _not_whole()
 
     def settle(self, spans: Iterable[QueuedSpan]) -> None:
         """Note that spans were delivered or lost, and remove the files that are not needed any more. Never raises."""
@@ -267,7 +270,7 @@ class Journal:
         if (now := time.monotonic()) >= self._look_at:
             # Not for each file: a folder may hold a thousand, and a request may be waiting for this.
             self._look_at = now + _BETWEEN_LOOKS
-            self._spool.make_room(SEGMENT_BYTES, _say_deleted)
+            self._make_room()
         mark = secrets.token_bytes(journal_file.MARK_BYTES)
         about = {"pid": self._pid, **self._destination().described()}
         data = journal_file.beginning(mark, about, *self._encoder.resource_fields)
@@ -278,8 +281,29 @@ class Journal:
             raise InterruptedError(errno.EINTR, "a fork came in between")
         segment = _Segment(file, name, mark, len(data))
         self._segments.add(segment)
-        self._has_failed = False
+        if self._has_failed:
+            self._has_failed = False
+            log.info("the journal in %s is written again", self._spool.path)
         return segment
+
+    def _make_room(self) -> None:
+        """Delete the oldest files if the folder is full, and say so.
+
+        Raises:
+            OSError: The files of living processes take all the room.
+        """
+        deleted: list[int] = []
+        try:
+            self._spool.make_room(SEGMENT_BYTES, lambda file: deleted.append(len(contents_of(file))))
+        finally:
+            if deleted:
+                log.warning(
+                    "deleted %d spans in %d files that other processes left behind, because the folder %s is full; to "
+                    "send such spans in time, type mackerel-otel-server flush as soon as the endpoint takes spans",
+                    sum(deleted),
+                    len(deleted),
+                    self._spool.path,
+                )
 
     def _scope(self, segment: _Segment, scope: Any) -> _Scope:
         """Return what stands before a span of this scope. The first one writes the scope into the file as well."""
@@ -346,16 +370,23 @@ class Journal:
         self._again_at = max(self._again_at, time.monotonic() + _BETWEEN_TRIES)
         if segment is not None:
             self._retire(segment)
-        write, self._has_failed = (log.debug if self._has_failed else log.warning), True
+        is_known = self._has_failed or time.monotonic() < self._warn_from
+        self._has_failed = True
+        write = log.debug if is_known else log.warning
+        if not is_known:
+            self._warn_from = time.monotonic() + _BETWEEN_WARNINGS
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         write(
             "the journal in %s cannot be written (%s): tracing goes on, but if this process is killed, its last spans "
-            "are lost; mend that, or set MACKEREL_OTEL_SPOOL to another folder that user %d can write, or to none",
+            "are lost; mend that (it is tried again every %d s), or set MACKEREL_OTEL_SPOOL to another folder that "
+            "user %d can write, or to none",
             self._spool.path,
             reason,
+            _BETWEEN_TRIES,
             os.geteuid(),
         )
 
 
-def _say_deleted(file: int) -> None:
-    say_deleted(file, "the folder is full")
+def _not_whole() -> OSError:
+    """Return the error of a record of which the system has written only the beginning."""
+    return OSError(errno.ENOSPC, "there is no room for a record, or files may not become so large")

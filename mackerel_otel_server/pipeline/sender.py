@@ -487,10 +487,12 @@ class Sender:
         """Send a batch when one is full, at the latest after the schedule delay; drain the queue when told to."""
         delay = self._settings.schedule_delay / 1000
         due = time.monotonic() + delay
-        adopts = self._adopter is not None
+        # The first look comes at once, because a script may have ended before the delay is over.
+        adopts = looks = self._adopter is not None
         while self._stop_by is None:
             try:
-                asked = self._wake.get(timeout=0.0 if self._adopted else max(due - time.monotonic(), 0.0))
+                waits = not (looks or self._adopted)
+                asked = self._wake.get(timeout=max(due - time.monotonic(), 0.0) if waits else 0.0)
                 drain = asked is not None
             except queue.Empty:
                 asked, drain = None, time.monotonic() >= due
@@ -507,10 +509,11 @@ class Sender:
                 asked.put(None)
             if adopts:
                 try:
-                    self._send_what_others_left(look=drain)
+                    self._send_what_others_left(look=drain or looks)
                 except Exception:
                     adopts, self._adopted = False, None
                     log.exception("what other processes left in their journals is not sent by this process")
+            looks = False
         # Send the spans that came while the last batch was under way.
         self._try_to_send(drain=True)
         if self._adopted is not None:

@@ -34,7 +34,7 @@ _OURS: Final = re.compile(r"\.[0-9a-f]{16}|[0-9a-f]{16}\.journal")
 named a folder that holds other things."""
 _BLOCK: Final = 512
 """Bytes of a block in the answer of stat()."""
-_MEMORY: Final = "/dev/shm"  # noqa: S108 - in a folder that only this user can read and write
+MEMORY: Final = "/dev/shm"  # noqa: S108 - in a folder that only this user can read and write
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _IN_VAIN: Final = 10
 """How often a file is made anew, if another process takes it for one that nobody has."""
@@ -48,6 +48,8 @@ class Left(NamedTuple):
     """Bytes that it takes."""
     age: float
     """Seconds since it was written last."""
+    user: int
+    """Whom it belongs to. No other user can take it."""
 
 
 class Spool:
@@ -216,17 +218,17 @@ class Spool:
                         state = entry.stat(follow_symlinks=False)
                         if stat.S_ISREG(state.st_mode):
                             size = max(state.st_size, state.st_blocks * _BLOCK)
-                            found.append(Left(entry.name, size, now - state.st_mtime))
+                            found.append(Left(entry.name, size, now - state.st_mtime, state.st_uid))
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(found, key=lambda left: -left.age)
 
-    def make_room(self, size: int, deleted: Callable[[int], None]) -> None:
+    def make_room(self, size: int, delete: Callable[[int], None]) -> None:
         """Delete the oldest files that nobody has until a file of so many bytes fits into the folder.
 
         Args:
             size: Bytes.
-            deleted: Is called with the descriptor of each file that is deleted, before that.
+            delete: Is called with the descriptor of each file that is deleted, before that.
 
         Raises:
             OSError: The files of living processes take all the room.
@@ -240,7 +242,7 @@ class Spool:
             file = self.take(left.name)
             if file is not None:
                 try:
-                    deleted(file)
+                    delete(file)
                 finally:
                     self.remove(left.name, file)
                 total -= left.size
@@ -263,8 +265,8 @@ def cure_of_mode(path: Path) -> str:
 
 
 def _above() -> str:
-    if os.access(_MEMORY, os.W_OK):
-        return _MEMORY
+    if os.access(MEMORY, os.W_OK):
+        return MEMORY
     try:
         return tempfile.gettempdir()
     except FileNotFoundError:

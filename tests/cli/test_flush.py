@@ -24,6 +24,7 @@ from mackerel_otel_server.pipeline import journal_file
 from mackerel_otel_server.pipeline.spool import DAY
 
 KEY = "test-key"
+COMMAND = Path(sys.executable).with_name("mackerel-otel-server")
 LATE = {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}
 """A process with it sends nothing by itself in the time of a test."""
 REQUESTS = 5
@@ -74,16 +75,25 @@ def flush(env: Mapping[str, str], *arguments: str) -> Flushed:
 
 
 def leave(env: Mapping[str, str], spans: int = 3) -> int:
-    """Let a process make spans and be killed with them in its journal; return its pid."""
+    """Let a process make spans and be killed with them in its journal; return its pid.
+
+    It would send what is in the folder already, so it gets a folder of its own at first.
+    """
+    spool = env["MACKEREL_OTEL_SPOOL"]
+    own = spool and f"{spool} of one"
     done = subprocess.run(
         [sys.executable, "-c", PROCESS, str(spans)],
-        env={**env, **LATE},
+        env={**env, **LATE, "MACKEREL_OTEL_SPOOL": own},
         stdout=subprocess.PIPE,
         text=True,
         check=False,
         timeout=60,
     )
     assert done.returncode == -signal.SIGKILL
+    if spool:
+        Path(spool).mkdir(mode=0o700, exist_ok=True)
+        for file in Path(own).iterdir():
+            file.rename(Path(spool, file.name))
     return int(done.stdout)
 
 
@@ -289,7 +299,7 @@ def test_an_option_names_another_folder(receiver: Receiver, tmp_path: Path) -> N
     done = flush(env, "--spool", str(tmp_path / "none"))
     assert done.status == 1
     assert done.out.startswith(f"there is no folder {tmp_path / 'none'}: user {_me()} has left nothing behind there; ")
-    assert "sudo -u NAME --preserve-env mackerel-otel-server flush" in done.out
+    assert f"sudo -u NAME --preserve-env {COMMAND} flush --spool {tmp_path / 'none'}" in done.out
 
 
 def _me() -> str:
@@ -298,7 +308,7 @@ def _me() -> str:
 
 def _give_away(spool: Path) -> str:
     os.chown(spool, 1, -1)
-    return "sudo -u daemon --preserve-env mackerel-otel-server flush"
+    return f"sudo -u daemon --preserve-env {COMMAND} flush"
 
 
 def _open_to_all(spool: Path) -> str:
@@ -350,7 +360,8 @@ def test_the_folder_of_another_user_is_named_with_what_to_type(receiver: Receive
     )
     assert done.returncode == 1, done
     assert "user root has a journal, too, in /dev/shm/mackerel-otel-0" in done.stderr
-    assert "sudo -u root --preserve-env mackerel-otel-server flush" in done.stderr
+    # Where the environment is closed to this user, nobody can tell whether the script is there.
+    assert f"sudo -u root --preserve-env {Path(sys.executable).parent}/" in done.stderr
     assert done.stdout.startswith("there is no folder /dev/shm/mackerel-otel-54321: user #54321 has left nothing")
     # It is the folder of this machine's user, which may hold more than this test has left there.
     assert "delivered 1 span that worker" in flush(env).out

@@ -107,9 +107,9 @@ def test_by_default_it_is_the_users_own_folder_in_memory_or_among_the_temporary_
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     name = f"mackerel-otel-{os.geteuid()}"
-    monkeypatch.setattr(module, "_MEMORY", tmp_path)
+    monkeypatch.setattr(module, "MEMORY", tmp_path)
     assert Spool("").path == tmp_path / name
-    monkeypatch.setattr(module, "_MEMORY", tmp_path / "is not there")
+    monkeypatch.setattr(module, "MEMORY", tmp_path / "is not there")
     monkeypatch.setattr(tempfile, "gettempdir", lambda: "/the/temporary/folder")
     assert Spool("").path == Path("/the/temporary/folder") / name
 

@@ -8,6 +8,7 @@ import pwd
 import shlex
 import shutil
 import stat
+import sys
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 # The pipeline is imported in functions: it needs much time, and `check` does without it where settings have errors.
 
-WITH_CHANGED_KEY: Final = "mackerel-otel-server flush --changed-key"
+COMMAND: Final = "mackerel-otel-server"
+WITH_CHANGED_KEY: Final = f"{COMMAND} flush --changed-key"
 _LONGEST_URL: Final = 200
 _SOON: Final = 60.0
 """Seconds."""
@@ -41,6 +43,7 @@ class Whose(Enum):
 
     RUNNING = "a process that runs"
     PRESENT = "whoever has the present settings"
+    OTHER_USER = "another user than the one whose folder it is in"
     OTHER_KEY = "who has another key, or other headers, for the present endpoint"
     ELSEWHERE = "who sends to another endpoint"
     UNKNOWN = "nobody here: it is no journal that this release can read"
@@ -53,6 +56,7 @@ class File:
     name: str
     size: int
     age: float
+    user: int
     whose: Whose
     spans: int
     worker: str
@@ -73,7 +77,9 @@ def names(spool: Spool) -> Iterator[Left]:
 def described(found: Left, contents: Contents, destination: Destination, *, is_running: bool) -> File:
     """Say whose a file is and what it holds."""
     endpoint = contents.about.get("endpoint")
-    if is_running:
+    if found.user != os.geteuid():
+        whose = Whose.OTHER_USER
+    elif is_running:
         whose = Whose.RUNNING
     elif contents.is_foreign:
         whose = Whose.UNKNOWN
@@ -97,15 +103,30 @@ def look(spool: Spool, destination: Destination) -> list[File]:
     found = []
     for entry in names(spool):
         taken = spool.take(entry.name)
-        file = spool.look_at(entry.name) if taken is None else taken
-        if file is not None:
+        if taken is None:
+            one = look_at(spool, entry, destination)
+        else:
             try:
-                one = described(entry, contents_of(file), destination, is_running=taken is None)
+                one = described(entry, contents_of(taken), destination, is_running=False)
             finally:
-                spool.release(file)
-            if one.spans or one.whose in {Whose.RUNNING, Whose.UNKNOWN}:
-                found.append(one)
+                spool.release(taken)
+        if one is not None and (one.spans or one.whose in {Whose.RUNNING, Whose.UNKNOWN, Whose.OTHER_USER}):
+            found.append(one)
     return found
+
+
+def look_at(spool: Spool, found: Left, destination: Destination) -> File | None:
+    """Describe a file that this process cannot own; return None if it is gone."""
+    from mackerel_otel_server.pipeline.adoption import contents_of
+    from mackerel_otel_server.pipeline.journal_file import Contents
+
+    file = spool.look_at(found.name)
+    if file is not None:
+        try:
+            return described(found, contents_of(file), destination, is_running=True)
+        finally:
+            spool.release(file)
+    return None if found.user == os.geteuid() else described(found, Contents(b""), destination, is_running=False)
 
 
 def in_words(files: Sequence[File]) -> str:
@@ -122,27 +143,39 @@ def left_for_others(files: Iterable[File]) -> Iterator[Finding]:
     for one in files:
         if one.whose in {Whose.OTHER_KEY, Whose.ELSEWHERE, Whose.UNKNOWN}:
             by_kind[one.whose, one.endpoint].append(one)
+        elif one.whose is Whose.OTHER_USER:
+            by_kind[one.whose, user(one.user)].append(one)
     stay = "they stay for a day at most, then a worker deletes them"
-    for (whose, endpoint), some in by_kind.items():
+    for (whose, of), some in by_kind.items():
         if whose is Whose.OTHER_KEY:
             yield warn(
-                f"{in_words(some)} were to go to {endpoint} with another key or other headers than the present ones",
+                f"{in_words(some)} were to go to {of} with another key or other headers than the present ones",
                 stay,
                 f"if the key or a header was changed since, send them with the present ones: {WITH_CHANGED_KEY}",
             )
         elif whose is Whose.ELSEWHERE:
             yield warn(
-                f"{in_words(some)} are for another endpoint, {endpoint}",
+                f"{in_words(some)} are for another endpoint, {of}",
                 stay,
                 "type mackerel-otel-server flush with the variables set that name that endpoint and its key",
             )
-        else:
-            shown = ", ".join(one.name for one in some[:_MOST_NAMED])
+        elif whose is Whose.OTHER_USER:
             yield warn(
-                f"{counted(len(some), 'file')} cannot be read ({shown}{', …' * (len(some) > _MOST_NAMED)})",
+                f"{counted(len(some), 'file')} in the folder of user {user(os.geteuid())} belong to user {of} "
+                f"({_named(some)})",
+                "no process sends or deletes them",
+                f"give them to user {user(os.geteuid())} with chown as root, or remove them",
+            )
+        else:
+            yield warn(
+                f"{counted(len(some), 'file')} cannot be read ({_named(some)})",
                 stay,
                 "if another release of this package runs here, too, type flush with that one",
             )
+
+
+def _named(files: Sequence[File]) -> str:
+    return ", ".join(one.name for one in files[:_MOST_NAMED]) + ", …" * (len(files) > _MOST_NAMED)
 
 
 def findings(settings: Settings) -> Iterator[Finding]:
@@ -155,7 +188,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield ok("MACKEREL_OTEL_PARTS=standard: OpenTelemetry's own parts write no journal")
         return
     from mackerel_otel_server.pipeline.fingerprint import Destination
-    from mackerel_otel_server.pipeline.spool import FOLDER_BYTES, Spool
+    from mackerel_otel_server.pipeline.spool import FOLDER_BYTES, MEMORY, Spool
 
     spool = Spool(settings.spool)
     files: list[File] = []
@@ -170,10 +203,11 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield from of_others(spool, settings.spool, "mackerel-otel-server check")
     free = _free(spool.path) + sum(one.size for one in files)
     if obstacle is None and free < FOLDER_BYTES:
+        in_docker = " (docker run --shm-size=128m)" if spool.path.is_relative_to(MEMORY) else ""
         yield warn(
             f"the journal in {spool.path} has {free / 1e6:.1f} MB, and may need {FOLDER_BYTES / 1e6:.0f} MB",
             "spans of a worker that is killed may be lost while the endpoint is down",
-            "make room (docker run --shm-size=128m), or set MACKEREL_OTEL_SPOOL to a folder that has more",
+            f"make room{in_docker}, or set MACKEREL_OTEL_SPOOL to a folder that has more",
         )
 
 
@@ -188,9 +222,11 @@ def _contents(spool: Spool, files: Sequence[File]) -> Finding:
     running = [one for one in files if one.whose is Whose.RUNNING]
     if running:
         seen += f"; processes that run hold {in_words(running)}"
+    if others := [one for one in files if one.whose in {Whose.OTHER_KEY, Whose.ELSEWHERE}]:
+        seen += f"; {in_words(others)} have another destination"
     if waiting:
         seen += f"; processes that have ended have left {in_words(waiting)}"
-        follows = "a worker that runs sends what ended processes have left"
+        follows = "a worker that runs sends what ended processes have left, and deletes what is older than a day"
         return ok(seen, follows, "to send it at once, type mackerel-otel-server flush")
     return ok(seen)
 
@@ -242,11 +278,12 @@ def of_others(spool: Spool, setting: str, command: str) -> Iterator[Finding]:
     with suppress(OSError):
         for path in sorted(spool.path.parent.glob(f"{prefix}*")):
             state = path.lstat()
-            if stat.S_ISDIR(state.st_mode) and state.st_uid != os.geteuid():
+            # A folder with this user's number that is somebody else's is said to be unusable.
+            if stat.S_ISDIR(state.st_mode) and state.st_uid != os.geteuid() and path != spool.path:
                 yield ok(
                     f"user {user(state.st_uid)} has a journal, too, in {path}",
                     "no other user can look into it",
-                    as_user(state.st_uid, command),
+                    as_user(user(state.st_uid), command),
                 )
 
 
@@ -258,9 +295,16 @@ def user(number: int) -> str:
         return f"#{number}"
 
 
-def as_user(number: int, command: str) -> str:
-    """Return what to type to run a command as another user, with the variables of this one."""
-    return f"sudo -u {shlex.quote(user(number))} --preserve-env {command}"
+def as_user(name: str, command: str) -> str:
+    """Return what to type to run one of our commands as another user, with the variables of this one.
+
+    The command gets its path, because sudo has a PATH of its own, which leads into no virtual environment.
+    """
+    script = Path(sys.executable).with_name(COMMAND)
+    path = (
+        f"{shlex.quote(sys.executable)} -m mackerel_otel_server" if _state(script) is None else shlex.quote(str(script))
+    )
+    return f"sudo -u {shlex.quote(name)} --preserve-env {command.replace(COMMAND, path, 1)}"
 
 
 def _reason(path: Path, error: OSError, command: str) -> tuple[str, str]:
@@ -279,7 +323,7 @@ def _reason(path: Path, error: OSError, command: str) -> tuple[str, str]:
     if state.st_uid != me:
         seen = f"{path} belongs to user {user(state.st_uid)}, and this command runs as user {user(me)}"
         # With this user's number in its name, the folder was made by somebody who wants to have what is written there.
-        return seen, _elsewhere() if path.name == default_name(me) else as_user(state.st_uid, command)
+        return seen, _elsewhere() if path.name == default_name(me) else as_user(user(state.st_uid), command)
     if stat.S_IMODE(state.st_mode) & 0o077:
         seen = f"others may use {path} (mode {stat.S_IMODE(state.st_mode):o})"
         return seen, cure_of_mode(path).removeprefix("type ")
@@ -296,8 +340,10 @@ def _reason_above(path: Path, error: OSError, command: str) -> tuple[str, str]:
         return f"{above} is a symbolic link that leads nowhere", _elsewhere()
     if error.errno == errno.EACCES:
         seen = f"{above} of user {user(state.st_uid)} is closed to user {user(me)}"
-        return seen, as_user(state.st_uid, command)
-    if above != path.parent or not stat.S_ISDIR(state.st_mode):
+        return seen, as_user(user(state.st_uid), command)
+    if not stat.S_ISDIR(state.st_mode):
+        return f"{above} is no folder, so nothing can be below it", _elsewhere()
+    if above != path.parent:
         cure = f"sudo install -d -m 700 -o {shlex.quote(user(me))} {shlex.quote(str(path))}"
         return f"{path.parent} is no folder, so no worker can make {path.name} in it", cure
     if not os.access(above, os.W_OK | os.X_OK, effective_ids=True):

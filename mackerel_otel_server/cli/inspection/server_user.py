@@ -6,6 +6,7 @@ import os
 import pwd
 from typing import TYPE_CHECKING, Final
 
+from mackerel_otel_server.cli.inspection import journals
 from mackerel_otel_server.cli.inspection.findings import Finding, ok, warn
 from mackerel_otel_server.settings import catalogue
 
@@ -30,7 +31,7 @@ def findings(wanted: int | str | None, environ: Mapping[str, str]) -> Iterator[F
     seen = f"the workers run as user {name}, and this command as {_entry(os.geteuid())[1]}"
     if named := [one for variable in _FILES for one in variable.names if environ.get(one)]:
         follows = f"whether they may read the files of {', '.join(named)} is not known"
-        yield warn(seen, follows, f"sudo -u {name} --preserve-env mackerel-otel-server check")
+        yield warn(seen, follows, journals.as_user(name, f"{journals.COMMAND} check"))
     else:
         yield ok(seen)
 
