@@ -121,15 +121,14 @@ class Spool:
                     if os.write(file, beginning) != len(beginning):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as if nothing was written
                     os.rename(hidden, name + SUFFIX, src_dir_fd=folder, dst_dir_fd=folder)
-                except (BlockingIOError, FileNotFoundError):
-                    # A process that tidies up was quicker with the lock.
-                    self.release(file)
-                    continue
-                except BaseException:
+                except BaseException as error:
                     with suppress(OSError):
                         os.unlink(hidden, dir_fd=folder)
                     self.release(file)
-                    raise
+                    # Of these two, one says that a process which tidies up was quicker with the lock.
+                    if not isinstance(error, (BlockingIOError, FileNotFoundError)):
+                        raise
+                    continue
                 return file, name + SUFFIX
         raise FileNotFoundError(errno.ENOENT, "others remove its files", str(self.path))
 

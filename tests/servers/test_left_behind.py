@@ -100,8 +100,9 @@ class Load:
         wait_until(lambda: len(self.answered) >= enough, f"{number} more answers", lambda: self._server.log)
 
     def wait_for_a_random_moment(self) -> None:
-        """Wait until much is queued, and then until a moment that is another one in each run."""
+        """Wait until much was answered, and then until a moment that is another one in each run, when spans wait."""
         self.wait_for_answers(random.randint(150, 500))
+        wait_until(unsent, "spans wait to be sent", lambda: self._server.log)
 
     def _ask(self, client: int) -> None:
         for number in itertools.count():
@@ -183,15 +184,22 @@ def _is_dead(pid: int) -> bool:
         return True
 
 
+def journals(names: Iterable[str | Path]) -> Iterator[journal_file.Contents]:
+    """Yield what files of the folder hold, whoever owns them."""
+    for name in names:
+        with suppress(OSError, ValueError):
+            yield journal_file.read((Path(os.environ["MACKEREL_OTEL_SPOOL"]) / name).read_bytes())
+
+
+def unsent() -> int:
+    """Return how many spans would be left if all processes died now."""
+    return sum(map(len, journals(Path(os.environ["MACKEREL_OTEL_SPOOL"]).iterdir())))
+
+
 def left_by(pids: Iterable[int]) -> int:
     """Return how many spans processes that have ended left in files that nobody owns at this moment."""
     wait_until(lambda: all(map(_is_dead, pids)), "the processes die")
-    count = 0
-    for name in orphans():
-        with suppress(OSError, ValueError):
-            contents = journal_file.read((Path(os.environ["MACKEREL_OTEL_SPOOL"]) / name).read_bytes())
-            count += len(contents) if contents.about["pid"] in pids else 0
-    return count
+    return sum(len(contents) for contents in journals(orphans()) if contents.about["pid"] in pids)
 
 
 def delivered_for_others(log: str) -> int:

@@ -247,6 +247,29 @@ def test_a_file_that_somebody_tidies_away_while_it_is_made_is_made_anew(
     spool.release(file)
 
 
+def test_a_file_that_somebody_looks_at_while_it_is_made_leaves_nothing(
+    spool: Spool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that shows what lies in the folder takes the lock for a moment, and removes nothing."""
+    lock = fcntl.flock
+    seen: list[str] = []
+
+    def look(file: int, operation: int) -> None:
+        if not seen:
+            (hidden,) = folder.iterdir()
+            seen.append(hidden.name)
+            with hidden.open("rb") as looked_at:
+                lock(looked_at, operation)
+                lock(file, operation)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", look)
+    file, name = spool.create(b"x")
+    assert seen[0].startswith(".")
+    assert [path.name for path in folder.iterdir()] == [name]
+    spool.release(file)
+
+
 def test_a_file_cannot_be_seen_before_it_is_locked_and_begun(
     spool: Spool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
