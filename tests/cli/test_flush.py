@@ -328,6 +328,29 @@ def _file(spool: Path) -> str:
     return f"{spool} is no folder"
 
 
+@needs_root
+def test_a_file_of_another_user_is_named_and_is_no_success(receiver: Receiver, spool: Path) -> None:
+    env = environment(receiver)
+    leave(env)
+    (file,) = spool.iterdir()
+    os.chown(file, 1, -1)
+    done = flush(env)
+    assert done.status == 1
+    assert f"1 file of user daemon in the folder of user {_me()} ({file.name})" in done.err
+    assert "chown" in done.err
+    os.chown(file, os.geteuid(), -1)
+    assert flush(env).status == 0
+    assert len(receiver.spans) == 3
+
+
+def test_a_folder_below_a_file_cannot_be_used(receiver: Receiver, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = flush(environment(receiver, MACKEREL_OTEL_SPOOL=str(tmp_path / "file" / "sub")))
+    assert done.status == 1
+    assert f"{tmp_path / 'file'} is no folder" in done.err
+    assert "set MACKEREL_OTEL_SPOOL to" in done.err
+
+
 @pytest.mark.parametrize("spoil", [pytest.param(_give_away, marks=needs_root), _open_to_all, _link, _file])
 def test_a_folder_that_is_not_this_users_alone_is_not_touched(
     receiver: Receiver, spool: Path, spoil: Callable[[Path], str]

@@ -155,6 +155,15 @@ def test_it_is_sent_once_with_the_resource_of_the_process_that_has_ended(
     assert "delivered 5 spans that worker 4711 left behind" in caplog.messages
 
 
+def test_the_first_look_comes_at_once(process: Make, folder: Path) -> None:
+    """A script that runs each minute has ended long before the schedule delay is over."""
+    with FaultServer() as far_end:
+        left = leave_behind(folder, understood(far_end.url), records=2)
+        process(far_end.url, OTEL_BSP_SCHEDULE_DELAY="3600000", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="3")
+        wait_until(lambda: is_empty(folder))
+        assert sorted(far_end.span_ids) == sorted(left)
+
+
 @pytest.mark.parametrize(
     "other",
     [

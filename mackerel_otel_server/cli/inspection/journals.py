@@ -161,7 +161,7 @@ def left_for_others(files: Iterable[File]) -> Iterator[Finding]:
             )
         elif whose is Whose.OTHER_USER:
             yield warn(
-                f"{counted(len(some), 'file')} in the folder of user {user(os.geteuid())} belong to user {of} "
+                f"{counted(len(some), 'file')} of user {of} in the folder of user {user(os.geteuid())} "
                 f"({_named(some)})",
                 "no process sends or deletes them",
                 f"give them to user {user(os.geteuid())} with chown as root, or remove them",
