@@ -21,7 +21,7 @@ from mackerel_otel_server.pipeline import oversized_spans
 from mackerel_otel_server.pipeline.adoption import is_kept
 from mackerel_otel_server.pipeline.answer import PROBE_SECONDS, Cause
 from mackerel_otel_server.process.log import log
-from mackerel_otel_server.process.threads import original, threads_without_signals
+from mackerel_otel_server.process.threads import get_within, original, threads_without_signals
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -325,7 +325,7 @@ class Sender:
             timeout = min(timeout, self._stop_by - time.monotonic())
         if self._too_late is None:
             with suppress(queue.Empty):
-                done.get(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+                get_within(done, min(timeout, threading.TIMEOUT_MAX))
         self._flushes.discard(done)
         return not self.counts().queued
 
@@ -491,8 +491,7 @@ class Sender:
         adopts = looks = self._adopter is not None
         while self._stop_by is None:
             try:
-                waits = not (looks or self._adopted)
-                asked = self._wake.get(timeout=max(due - time.monotonic(), 0.0) if waits else 0.0)
+                asked = get_within(self._wake, 0.0 if looks or self._adopted else due - time.monotonic())
                 drain = asked is not None
             except queue.Empty:
                 asked, drain = None, time.monotonic() >= due

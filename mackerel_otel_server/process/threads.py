@@ -21,6 +21,28 @@ Empty: Final[Any] = _queue.Empty
 """What its get() raises after a timeout."""
 
 
+def get_within(queue: Any, timeout: float) -> Any:
+    """Return the next item of a SimpleQueue.
+
+    Where the queue is empty and its lock is free, get() of CPython 3.10 to 3.12 takes the lock and looks again. What is
+    left of a very short timeout is negative by then, which means no limit: it waits for ever. After a look that has
+    found nothing, the lock is taken.
+
+    Args:
+        queue: Only one thread may take items out of it.
+        timeout: Seconds.
+
+    Raises:
+        Empty: There is no item in that time.
+    """
+    try:
+        return queue.get_nowait()
+    except Empty:
+        if timeout <= 0:
+            raise
+    return queue.get(timeout=timeout)
+
+
 def start_thread(function: Callable[[], None]) -> None:
     """Start a thread that nobody waits for at exit.
 

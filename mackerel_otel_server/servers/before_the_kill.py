@@ -75,7 +75,7 @@ class Watcher:
         done: Any = threads.SimpleQueue()
         self._orders.put((killing, done))
         try:
-            done.get(timeout=timeout)
+            threads.get_within(done, timeout)
         except threads.Empty:
             log.debug("a report takes longer than %s s", timeout)
 
@@ -83,7 +83,7 @@ class Watcher:
         nap = _SHORTEST_NAP
         while True:
             try:
-                order = self._orders.get(timeout=nap)
+                order = threads.get_within(self._orders, nap)
             except threads.Empty:
                 order = None
             try:

@@ -301,8 +301,9 @@ def test_what_the_far_end_rejects_is_lost_and_counted(
         process(far_end.url)
         wait_until(lambda: is_empty(folder))
         assert len(far_end.requests) == 1
-    wait_until(lambda: "delivered 3 spans that worker 4711 left behind" in caplog.messages)
-    wait_until(lambda: "lost 2 spans that worker 4711 left behind (rejected by the endpoint 2)" in caplog.messages)
+        # The lines come after the end of the file.
+        wait_until(lambda: "delivered 3 spans that worker 4711 left behind" in caplog.messages)
+        wait_until(lambda: "lost 2 spans that worker 4711 left behind (rejected by the endpoint 2)" in caplog.messages)
 
 
 def test_what_is_too_large_is_lost_and_does_not_hold_up_the_rest(

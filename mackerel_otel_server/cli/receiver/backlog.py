@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
 from mackerel_otel_server.cli.text import counted
+from mackerel_otel_server.process.threads import get_within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +101,7 @@ class Backlog:
                 return self._first()
             self._is_waited_for = True
         with suppress(Empty):
-            self._wake.get(timeout=timeout)
+            get_within(self._wake, timeout)
         with self._lock:
             self._is_waited_for = False
             return self._first()
