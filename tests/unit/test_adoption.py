@@ -220,7 +220,7 @@ def test_what_is_older_than_a_day_is_deleted_with_a_line(
         process(far_end.url)
         wait_until(lambda: is_empty(folder))
         assert far_end.span_ids == []
-    (line,) = caplog.messages
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "mackerel_otel_server"]
     assert "deleted 3 spans that worker 4711 left behind" in line
     assert "because the file is older than a day" in line
 
