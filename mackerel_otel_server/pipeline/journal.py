@@ -122,6 +122,7 @@ class Journal:
         self._retiring = _thread.allocate_lock()
         self._again_at = 0.0
         self._has_failed = False
+        self._has_warned = False
         self._warn_from = 0.0
         self._look_at = 0.0
         """When to look next whether the folder has room."""
@@ -281,8 +282,9 @@ class Journal:
             raise InterruptedError(errno.EINTR, "a fork came in between")
         segment = _Segment(file, name, mark, len(data))
         self._segments.add(segment)
-        if self._has_failed:
-            self._has_failed = False
+        self._has_failed = False
+        if self._has_warned:
+            self._has_warned = False
             log.info("the journal in %s is written again", self._spool.path)
         return segment
 
@@ -372,8 +374,9 @@ class Journal:
             self._retire(segment)
         is_known = self._has_failed or time.monotonic() < self._warn_from
         self._has_failed = True
-        write = log.debug if is_known else log.warning
+        write = log.debug
         if not is_known:
+            write, self._has_warned = log.warning, True
             self._warn_from = time.monotonic() + _BETWEEN_WARNINGS
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         write(

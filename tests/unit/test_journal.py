@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -296,10 +297,13 @@ def test_a_full_disk_is_said_once_and_what_was_written_before_stays(
         monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 11)
         caplog.clear()
         with caplog.at_level("INFO"):
-            for number in range(5_000):
-                if journal.write(*span(f"{number:04}" * 25)) is None:
-                    break
-        assert said(caplog) == [f"the journal in {disk / 'spool'} is written again"]
+            tries = (journal.write(*span("x" * 100)) for _ in range(5_000))
+            numbers = [number for number in itertools.takewhile(bool, tries) if number]
+            assert said(caplog) == [f"the journal in {disk / 'spool'} is written again"]
+            monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 11)
+            settle(journal, numbers)
+            assert write(journal, "again")
+        assert len(said(caplog)) == 1
     finally:
         journal.leave_to_parent()
         subprocess.run(["umount", disk], check=True)
