@@ -31,7 +31,10 @@ _START_A_MASTER: Final = (
     *("py-autoreload", "req-logger", "spooler", "stats", "touch-chain-reload", "touch-reload", "unique-cron"),
 )
 _RELOAD_ON_EXCEPTION: Final = tuple(f"reload-on-exception{which}" for which in ("", "-type", "-value", "-repr"))
-_QUEUE_IS_LOST: Final = "what it has queued is lost, up to OTEL_BSP_SCHEDULE_DELAY"
+_QUEUE_WAITS: Final = (
+    "what it has queued, up to OTEL_BSP_SCHEDULE_DELAY, waits in the journal for another worker, and with "
+    "MACKEREL_OTEL_SPOOL=none it is lost"
+)
 _ENABLE_THREADS: Final = "add this line: enable-threads = true"
 
 
@@ -138,10 +141,10 @@ def _interpreters(options: Options) -> Iterator[Judgement]:
 def _ends_of_workers(options: Options) -> Iterator[Judgement]:
     number = options.last("async") or ""
     if number.isdecimal() and int(number) > 1 and not options.last("gevent"):
-        follows = f"a leaving worker runs no code in this mode: {_QUEUE_IS_LOST}"
+        follows = f"a leaving worker runs no code in this mode: {_QUEUE_WAITS}"
         yield Judgement("WARN", f"async = {number} is set", follows, f"put this line in its place: threads = {number}")
     if options.is_on("skip-atexit"):
-        follows = f"a leaving worker sends nothing more: {_QUEUE_IS_LOST}"
+        follows = f"a leaving worker sends nothing more: {_QUEUE_WAITS}"
         yield Judgement("WARN", "skip-atexit is set", follows, "remove that line")
     if options.is_on("skip-atexit-teardown"):
         yield Judgement("OK", "skip-atexit-teardown is set; this package sends before that")
@@ -151,8 +154,7 @@ def _ends_of_workers(options: Options) -> Iterator[Judgement]:
         yield Judgement(
             "WARN",
             f"{option} is set",
-            "uWSGI ends the worker without running any code: the span of a request whose exception nobody handles is "
-            "lost, and what the worker has queued, up to OTEL_BSP_SCHEDULE_DELAY",
+            f"uWSGI ends a worker without running any code where nobody handles an exception: {_QUEUE_WAITS}",
             "remove that line",
         )
     python = sys.version_info[:2]

@@ -233,7 +233,9 @@ def test_in_async_mode_what_is_queued_at_the_end_is_lost(
 ) -> None:
     ini = f"{DOOR}async = 4\n"
     result = check(files={"x.ini": f"[uwsgi]\n{ini}"})
-    result.has("WARN", "async = 4", "what it has queued is lost", "threads = 4")
+    result.has(
+        "WARN", "async = 4", "what it has queued, up to OTEL_BSP_SCHEDULE_DELAY, waits in the journal", "threads = 4"
+    )
     assert check(files={"x.ini": f"[uwsgi]\n{ini}gevent = 4\n"}).levels() == {"OK"}
     env = environment(receiver, OTEL_BSP_SCHEDULE_DELAY=delay)
     with uwsgi(tmp_path, f"{ini}module = plain\n", env=env, processes=1) as server:
@@ -251,16 +253,19 @@ def test_in_async_mode_what_is_queued_at_the_end_is_lost(
 EXCEPTIONS = ["reload-on-exception = true\n", "reload-on-exception-value = this route fails\n", ""]
 
 
+@pytest.mark.parametrize("journal", [{}, {"MACKEREL_OTEL_SPOOL": "none"}], ids=["journal", "none"])
 @pytest.mark.parametrize("ini", EXCEPTIONS)
-def test_reload_on_exception_loses_the_request_that_it_is_about(
-    check: Check, tmp_path: Path, receiver: Receiver, ini: str
+def test_reload_on_exception_leaves_the_request_that_it_is_about_in_the_journal(
+    check: Check, tmp_path: Path, receiver: Receiver, ini: str, journal: dict[str, str]
 ) -> None:
     result = check(files={"x.ini": f"[uwsgi]\n{DOOR}{ini}"})
     if ini:
-        result.has("WARN", f"{ini.partition(' ')[0]} is set", "is lost", "remove that line")
+        words = "waits in the journal for another worker, and with MACKEREL_OTEL_SPOOL=none it is lost"
+        result.has("WARN", f"{ini.partition(' ')[0]} is set", words, "remove that line")
     else:
         assert result.levels() == {"OK"}
-    with uwsgi(tmp_path, f"{DOOR}{ini}module = plain\n", env=environment(receiver, **KEPT), processes=1) as server:
+    env = environment(receiver, **KEPT, **journal)
+    with uwsgi(tmp_path, f"{DOOR}{ini}module = plain\n", env=env, processes=1) as server:
         assert server.get("/own").status == 200
         # uWSGI sends no 500 page.
         with pytest.raises(AssertionError, match="Remote end closed connection"):
@@ -273,7 +278,7 @@ def test_reload_on_exception_loses_the_request_that_it_is_about(
         server.wait_until_idle()
         server.stop()
     paths = [span.attributes["url.path"] for span in server_spans(receiver.spans)]
-    assert paths == (["/later"] if ini else ["/own", "/fail", "/later"])
+    assert paths == (["/later"] if ini and journal else ["/own", "/fail", "/later"])
 
 
 def test_what_the_master_s_threshold_means_for_killed_requests(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
