@@ -173,8 +173,8 @@ def _kills(options: Options, version: tuple[int, ...] | None, environ: Mapping[s
         yield Judgement(
             "WARN",
             f"harakiri-queue-threshold = {options.last('harakiri-queue-threshold')} is set",
-            "whether uWSGI kills a slow request is not known beforehand: a request that it kills is not reported, and "
-            "what its worker has queued is lost",
+            "whether uWSGI kills a slow request is not known beforehand: a request that it kills is not reported; "
+            f"{_QUEUE_WAITS}",
             "remove that line to see the requests that harakiri kills",
         )
     elif harakiri and harakiri.isdecimal():
