@@ -222,12 +222,12 @@ class Spool:
             return []
         return sorted(found, key=lambda left: -left.age)
 
-    def make_room(self, size: int, delete: Callable[[int], None]) -> None:
+    def make_room(self, size: int, deleted: Callable[[int], None]) -> None:
         """Delete the oldest files that nobody has until a file of so many bytes fits into the folder.
 
         Args:
             size: Bytes.
-            delete: Is called with the descriptor of each file that is deleted, before that.
+            deleted: Is called with the descriptor of each file that is deleted, before that.
 
         Raises:
             OSError: The files of living processes take all the room.
@@ -241,7 +241,7 @@ class Spool:
             file = self.take(left.name)
             if file is not None:
                 try:
-                    delete(file)
+                    deleted(file)
                 finally:
                     self.remove(left.name, file)
                 total -= left.size

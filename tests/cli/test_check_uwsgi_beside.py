@@ -228,7 +228,7 @@ def test_what_serves_under_an_emperor_is_a_vassal(check: Check, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("delay", ["100", "60000"], ids=["in life", "at the end"])
-def test_in_async_mode_what_is_queued_at_the_end_is_lost(
+def test_in_async_mode_what_is_queued_at_the_end_is_not_sent(
     check: Check, tmp_path: Path, receiver: Receiver, delay: str
 ) -> None:
     ini = f"{DOOR}async = 4\n"
